@@ -1,0 +1,104 @@
+"""Forked children of the kernel host: how they start, what they report, how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .files import Refused
+
+HELPER_SECONDS = 900.0  # a copy of many GB; a session that stops its helper ends it this way at the latest
+
+
+@dataclass
+class Child:
+    """A forked process that reports over a pipe.
+
+    Attributes:
+        pid: its process id.
+        pipe: our end; one JSON line per report, end of file when the process is gone.
+        on_report: called with each report.
+        on_exit: called once with the wait status, after the last report.
+        deadline: when to kill it (monotonic seconds); None is never.
+    """
+
+    pid: int
+    pipe: int
+    on_report: Callable[[dict[str, Any]], None]
+    on_exit: Callable[[int], None]
+    deadline: float | None = None
+    received: bytearray = field(default_factory=bytearray)
+
+    def read(self) -> bool:
+        """Takes in what has arrived; False at end of file."""
+        try:
+            data = os.read(self.pipe, 1 << 16)
+        except BlockingIOError:
+            return True
+        self.received += data
+        while b"\n" in self.received:
+            line, _, rest = self.received.partition(b"\n")
+            self.received = bytearray(rest)
+            self.on_report(json.loads(line))
+        return bool(data)
+
+
+class Report:
+    """A child's end of its pipe."""
+
+    def __init__(self, writer: int) -> None:
+        self._writer = writer
+
+    def __call__(self, message: dict[str, Any]) -> None:
+        os.write(self._writer, json.dumps(message).encode() + b"\n")
+
+    def close(self) -> None:
+        """After this the child cannot report any more."""
+        os.close(self._writer)
+        self._writer = -1
+
+
+def fork(body: Callable[[Report], None], keep: tuple[int, ...] = ()) -> tuple[int, int]:
+    """Forks a child that runs `body(report)` and exits; returns its pid and our end of its pipe.
+
+    The child keeps only the standard streams, its pipe and `keep`: no control socket, no other session's descriptor.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        os.set_blocking(reader, False)
+        return pid, reader
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        _close_all_but({0, 1, 2, writer, *keep})
+        report = Report(writer)
+
+        try:
+            body(report)
+            status = 0
+        except Refused as refused:
+            report({"error": {"code": "refused", "message": str(refused)}})
+        except BaseException as error:
+            report({"error": {"code": "failed", "message": "".join(traceback.format_exception_only(error)).strip()}})
+            traceback.print_exc(file=sys.__stderr__)
+    finally:
+        os._exit(status)
+
+
+def _close_all_but(keep: set[int]) -> None:
+    for descriptor in [int(name) for name in os.listdir("/proc/self/fd")]:
+        if descriptor not in keep:
+            try:
+                os.close(descriptor)
+            except OSError:
+                continue  # the one that listed the folder

@@ -1,0 +1,60 @@
+"""What the server tells the kernel host at its start, and the folders that follow from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+
+CONFIG_VARIABLE = "KERNEL_HOST_CONFIG"
+
+
+@dataclass(frozen=True)
+class Config:
+    """One kernel host's configuration; every path is as seen by this process.
+
+    Attributes:
+        run_dir: where the sockets are; shared with the server, closed to sessions.
+        workspace_dir: holds `sessions/`, `private/`, `shared/` and `.staging/`.
+        isolation: `uid` (root in a container: a UID for each session) or `process_group` (no isolation).
+        host_uid: UID of the server's user, as this process sees it; owns what lies in `run_dir`.
+        first_uid, uid_count: the range of session UIDs that belongs to this kernel host alone.
+        preload: modules to import before the first fork; missing ones are passed over.
+        lease_seconds: how long to go on when no server holds the control socket.
+        limits: resource limits of a session by name (`nproc`, `nofile`, `fsize`, `data`), in the units of setrlimit(2).
+        environment: variables set for every session.
+    """
+
+    run_dir: str
+    workspace_dir: str
+    isolation: str = "uid"
+    host_uid: int = 0
+    first_uid: int = 20_000
+    uid_count: int = 1_000
+    preload: list[str] = field(default_factory=list)
+    lease_seconds: float = 10.0
+    limits: dict[str, int] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_environment(cls) -> Config:
+        """Reads the configuration and takes it out of the environment, so that no session inherits it."""
+        return cls(**json.loads(os.environ.pop(CONFIG_VARIABLE)))
+
+    @property
+    def sessions_dir(self) -> str:
+        return f"{self.workspace_dir}/sessions"
+
+    @property
+    def private_dir(self) -> str:
+        """Per session: temporary files, caches and configuration that do not belong in the workspace."""
+        return f"{self.workspace_dir}/private"
+
+    @property
+    def shared_dir(self) -> str:
+        return f"{self.workspace_dir}/shared"
+
+    @property
+    def staging_dir(self) -> str:
+        """Where the engine's archive API puts and takes files; 0700, so no session can plant anything in it."""
+        return f"{self.workspace_dir}/.staging"

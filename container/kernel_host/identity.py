@@ -1,0 +1,107 @@
+"""Who a process is: the kernel host (root with four capabilities), the server's user, or a session.
+
+Nothing here is used by the `process_group` isolation, where every process is the server's user.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+# The inode of the initial PID namespace is fixed: include/linux/proc_ns.h, PROC_PID_INIT_INO.
+INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+PR_SET_DUMPABLE = 4  # prctl(2)
+KILL_DEADLINE_SECONDS = 3.0
+
+LIMITS = {
+    "nproc": resource.RLIMIT_NPROC,
+    "nofile": resource.RLIMIT_NOFILE,
+    "fsize": resource.RLIMIT_FSIZE,
+    "data": resource.RLIMIT_DATA,
+}
+
+
+def in_own_pid_namespace() -> bool:
+    """True if PID 1 is our container's init, so that kill(-1) can only reach the container."""
+    return os.stat("/proc/self/ns/pid").st_ino != INITIAL_PID_NAMESPACE and os.getppid() == 1
+
+
+@contextmanager
+def acting_as(uid: int) -> Iterator[None]:
+    """File access as `uid` for a while; the saved UID stays 0, so that root comes back."""
+    os.setresuid(uid, uid, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+def become(uid: int) -> None:
+    """Gives up every privilege for good: no root, no groups, no capability; cannot be undone."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+def set_limits(limits: dict[str, int]) -> None:
+    """Sets soft and hard limits of this process and all that it starts; no core files."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name, value in limits.items():
+        _, hard = resource.getrlimit(LIMITS[name])
+        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(LIMITS[name], (limit, limit))
+
+
+def user_site(home: str) -> str:
+    """Where `pip install --user` puts packages for that home: sysconfig's scheme posix_user."""
+    return f"{home}/.local/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+
+
+def make_dumpable() -> None:
+    """Makes /proc/self and debuggers work as in any process (a change of UID takes that away: proc(5))."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+
+def kill_all_of_this_uid() -> None:
+    """SIGKILLs every process of the calling process's UID but itself, until none is left.
+
+    Only a helper that has become a session's UID may call it: kill(2) with pid -1 then reaches that UID's
+    processes in this PID namespace and nothing else.
+
+    Raises:
+        PermissionError: this process is root, or not in a PID namespace of its own.
+        TimeoutError: processes are left after KILL_DEADLINE_SECONDS.
+    """
+    if 0 in os.getresuid() or os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID_NAMESPACE:
+        raise PermissionError("kill(-1) refused: not a session's UID in a PID namespace of our own")
+    deadline = time.monotonic() + KILL_DEADLINE_SECONDS
+    while True:
+        with suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+        # kill(2) says 0 also when it reached nobody, so look; dead ones wait for their parent to reap them.
+        if not _living_processes(os.getuid()):
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError("some processes of the session could not be killed")
+        time.sleep(0.002)
+
+
+def _living_processes(uid: int) -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        try:
+            with open(f"/proc/{name}/status", encoding="utf-8", errors="replace") as file:
+                status = dict(line.split(":", 1) for line in file if ":" in line)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if str(uid) in status["Uid"].split() and status["State"].split()[0] not in "ZX":
+            found.append(int(name))
+    return found

@@ -1,0 +1,160 @@
+"""One session's kernel: an IPKernelApp whose sockets are bound before privileges are dropped.
+
+Runs in a forked child of the kernel host and never returns. The sockets lie in the run folder, which belongs to
+the server's user and which the session cannot enter: it cannot reach another session's sockets or plant a link.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import site
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelapp import IPKernelApp
+
+from . import identity
+
+# Names of the five sockets: jupyter_client's ipc transport appends "-<port>" to `ip`.
+PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
+HEARTBEAT_BIND_SECONDS = 5.0  # ipykernel binds it in a thread of its own
+
+
+@dataclass(frozen=True)
+class KernelLaunch:
+    """What a child needs to become a session's kernel; `uid` and `host_uid` are None without isolation."""
+
+    session_id: str
+    key: bytes
+    run_dir: str
+    workspace: str
+    private: str
+    uid: int | None
+    host_uid: int | None
+    limits: dict[str, int]
+    environment: dict[str, str]
+
+
+class SessionKernel(IPythonKernel):
+    """ipykernel's kernel without the debugger."""
+
+    async def poll_stopped_queue(self) -> None:
+        """There is no debugger whose queue could be polled."""
+
+
+class SessionKernelApp(IPKernelApp):
+    """IPKernelApp in two steps: bind every channel as the server's user, then initialize as the session."""
+
+    kernel_class = SessionKernel
+
+    def bind_channels(self) -> None:
+        """Creates and binds the five sockets."""
+        super().init_sockets()
+        super().init_heartbeat()
+        deadline = time.monotonic() + HEARTBEAT_BIND_SECONDS
+        while not os.path.exists(f"{self.ip}-{self.hb_port}"):
+            if time.monotonic() > deadline:
+                raise TimeoutError("the heartbeat socket was not bound in time")
+            time.sleep(0.0005)
+
+    def _bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
+        # A slow reader slows the kernel down; without it output is lost, `idle` among it (zmq_setsockopt(3)).
+        if s.type == zmq.XPUB:
+            s.setsockopt(zmq.XPUB_NODROP, 1)
+        return int(super()._bind_socket(s, port))
+
+    def init_sockets(self) -> None:
+        """Done in `bind_channels`."""
+
+    def init_heartbeat(self) -> None:
+        """Done in `bind_channels`."""
+
+    def init_connection_file(self) -> None:
+        """The server knows the connection; there is no file with the key for a session to find."""
+
+    def write_connection_file(self, **kwargs: Any) -> None:
+        """See `init_connection_file`."""
+
+    def init_poller(self) -> None:
+        """The kernel host watches its children; a kernel need not watch its parent."""
+
+    def log_connection_info(self) -> None:
+        """Nobody reads a kernel's terminal."""
+        self._ports = {name.removesuffix("_port"): port for name, port in PORTS.items()}
+
+
+def run(launch: KernelLaunch, ready: Callable[[], None]) -> None:
+    """Becomes the kernel of `launch`, calls `ready` once it answers on its sockets, serves until it is told to exit."""
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _silence_standard_streams()
+    app = _make_app(launch)
+    with nullcontext() if launch.host_uid is None else identity.acting_as(launch.host_uid):
+        app.bind_channels()
+    identity.set_limits(launch.limits)
+    if launch.uid is not None:
+        identity.become(launch.uid)
+        identity.make_dumpable()
+    os.umask(0o022)
+    os.chdir(launch.workspace)
+    _set_environment(launch)
+    _forget_shared_state()
+    app.initialize([])
+    ready()
+    app.start()
+
+
+def _make_app(launch: KernelLaunch) -> SessionKernelApp:
+    app = SessionKernelApp.instance(transport="ipc", ip=f"{launch.run_dir}/s", **PORTS)
+    app.config.Session.key = launch.key
+    app.config.HistoryManager.enabled = False  # the transcript is the server's; no SQLite thread per kernel
+    app.config.InteractiveShell.colors = "nocolor"
+    app.config.InteractiveShellApp.exec_PYTHONSTARTUP = False
+    return app
+
+
+def _silence_standard_streams() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
+def _set_environment(launch: KernelLaunch) -> None:
+    temporary = f"{launch.private}/tmp"  # noqa: S108 - closed to other sessions
+    os.makedirs(temporary, mode=0o700, exist_ok=True)
+    home = launch.workspace
+    os.environ.update(
+        HOME=home,
+        TMPDIR=temporary,
+        IPYTHONDIR=f"{launch.private}/ipython",
+        JUPYTER_RUNTIME_DIR=f"{launch.private}/jupyter",
+        XDG_CACHE_HOME=f"{launch.private}/cache",
+        XDG_CONFIG_HOME=f"{launch.private}/config",
+        PATH=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),
+        MPLBACKEND="module://matplotlib_inline.backend_inline",
+        PYTHONUNBUFFERED="1",
+    )
+    os.environ.pop("MPLCONFIGDIR", None)
+    os.environ.update(launch.environment)
+    # What `pip install --user` of this session installs (HOME was another one when `site` ran).
+    site.USER_BASE, site.USER_SITE = f"{home}/.local", identity.user_site(home)
+    sys.path.append(site.USER_SITE)
+
+
+def _forget_shared_state() -> None:
+    """Undoes what a fork would otherwise give to every session alike."""
+    random.seed()
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    if tempfile := sys.modules.get("tempfile"):
+        tempfile.tempdir = None

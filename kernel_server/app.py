@@ -1,0 +1,123 @@
+"""The composition root: builds the MCP server from settings, and owns what lives as long as it does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import anyio
+from mcp.server import MCPServer
+
+from kernel_server import __version__
+from kernel_server.config import Settings
+from kernel_server.hosts.base import HostSettings, KernelHost, Report
+from kernel_server.tools import code, files, sessions
+from kernel_server.tools.boundary import KernelMCPServer
+from kernel_server.tools.services import Services
+
+logger = logging.getLogger(__name__)
+
+INSTRUCTIONS = """\
+A real Python for you: IPython kernels in a locked-down container. Call init once, keep the session_id it returns and \
+pass it to every call: variables, imports and files then stay from call to call. Without a session_id, run_code runs in \
+a one-shot session. Files come in with cp_in (from WORKDIR_IN), go out with cp_out (to WORKDIR_OUT); write scripts with \
+edit_file and run them with run_file. Plots come back as images. export_notebook keeps everything that ran."""
+
+CLEANUP_SECONDS = 10.0
+
+
+def create_server(settings: Settings) -> KernelMCPServer:
+    """The MCP server. It answers `initialize` and `tools/list` at once; the container starts with the first session."""
+
+    @asynccontextmanager
+    async def lifespan(_: MCPServer[Services]) -> AsyncIterator[Services]:
+        async with open_services(settings) as services, _exit_on_signals(services):
+            yield services
+
+    server = KernelMCPServer(
+        "kernel-server", title="Kernel Server", version=__version__, instructions=INSTRUCTIONS, lifespan=lifespan
+    )
+    _configure_logging(settings.log_level)
+    for module in (sessions, code, files):
+        module.register(server)
+    return server
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """The running parts under the tools; all sessions and the container end with the block."""
+    # jupyter_client and ZMQ take 0.1 s to import: not needed before a client is there.
+    from kernel_server.sessions.registry import Limits, open_registry
+    from kernel_server.transcripts.journal import JournalFolder
+
+    def make_host(report: Report) -> AbstractAsyncContextManager[KernelHost]:
+        return _make_host(settings, report)
+
+    limits = Limits(settings.session_ttl, settings.session_max)
+    async with open_registry(make_host, limits, JournalFolder(settings.state_dir / "journals")) as registry:
+        yield Services(
+            registry=registry,
+            input_folder=settings.input_folder,
+            output_folder=settings.output_folder,
+            timeout=settings.timeout,
+            output_bytes=settings.output_bytes,
+        )
+
+
+def host_settings(settings: Settings) -> HostSettings:
+    """The slice of the settings that kernel hosts get."""
+    return HostSettings(
+        image=settings.image,
+        preload=settings.preload_modules,
+        session_max=settings.session_max,
+        memory=settings.memory,
+        session_memory=settings.session_memory,
+        cpus=settings.cpus,
+        state_dir=settings.state_dir,
+        ca_file=settings.ca_file,
+        build_network=settings.build_network,
+    )
+
+
+def _make_host(settings: Settings, report: Report) -> AbstractAsyncContextManager[KernelHost]:
+    if settings.engine == "local":
+        from kernel_server.hosts.local import local_host
+
+        return local_host(host_settings(settings), report)
+    from kernel_server.hosts.docker import docker_host
+
+    return docker_host(host_settings(settings), report)
+
+
+@asynccontextmanager
+async def _exit_on_signals(services: Services) -> AsyncIterator[None]:
+    """Ends everything on SIGTERM and SIGINT: the SDK would leave the container behind, or hang until stdin closes."""
+    from kernel_server.tasks import running
+
+    async def wait() -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                logger.info("%s: ending all sessions", signal.Signals(number).name)
+                with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
+                    await services.registry.shut_down("the end of the server")
+                logging.shutdown()
+                os._exit(128 + number)
+
+    async with running(wait):
+        yield
+
+
+def _configure_logging(level: str) -> None:
+    """Plain lines on stderr; stdout may be the MCP wire. The SDK's own handler draws boxes."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger("kernel_server").setLevel(level)

@@ -1,0 +1,101 @@
+"""The commands of `kernel-server`; `python server.py` is `kernel-server serve`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from kernel_server import __version__
+from kernel_server.config import Settings, describe_settings, load_settings
+from kernel_server.errors import ConfigurationError, KernelServerError
+
+COMMANDS = ("serve", "dev", "build")
+INSPECTOR = "@modelcontextprotocol/inspector"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; `serve` if none is named. Returns the exit code: 2 for bad configuration, 1 for other errors."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or (given[0] not in COMMANDS and given[0] not in ("-h", "--help", "--version")):
+        given.insert(0, "serve")
+    options = vars(_parser().parse_args(given))
+    command = options.pop("command")
+    named = {name: value for name, value in options.items() if value is not None}
+    try:
+        settings = load_settings(named)
+        match command:
+            case "dev":
+                _dev(named)
+            case "build":
+                return _build(settings)
+            case _:
+                return _serve(settings)
+    except ConfigurationError as error:
+        print(f"kernel-server: {error}", file=sys.stderr)
+        return 2
+    except KernelServerError as error:
+        print(f"kernel-server: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kernel-server", description="An MCP server that gives LLM agents a real Python, in a container."
+    )
+    parser.add_argument("--version", action="version", version=f"kernel-server {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("serve", "serve MCP on stdin and stdout (what an MCP client starts); the default"),
+        ("dev", "open the MCP Inspector on this server, with these settings"),
+        ("build", "build the image now, so that the first session need not wait for it"),
+    ):
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        for setting, default, description in describe_settings():
+            shown = f"{description} [{default}]" if default else description
+            command.add_argument(
+                f"--{setting}",
+                f"--{setting.lower().replace('_', '-')}",
+                dest=setting,
+                metavar="VALUE",
+                help=shown.replace("%", "%%"),
+            )
+    return parser
+
+
+def _serve(settings: Settings) -> int:
+    from kernel_server.app import create_server
+
+    _warn_about_folders(settings)
+    create_server(settings).run("stdio")
+    return 0
+
+
+def _warn_about_folders(settings: Settings) -> None:
+    """The tools say it again to the model; here it is for the person who started the server."""
+    for name, folder in (("WORKDIR_IN", settings.input_folder), ("WORKDIR_OUT", settings.output_folder)):
+        if not folder.is_dir():
+            what = "is not a folder" if folder.exists() else "does not exist"
+            print(f"kernel-server: warning: {name} {folder} {what}; copying will fail until it does", file=sys.stderr)
+
+
+def _dev(named: dict[str, str]) -> NoReturn:
+    """Starts the Inspector with the settings as arguments of the server: it passes no environment on."""
+    npx = shutil.which("npx")
+    if npx is None:
+        sys.exit("kernel-server dev: npx was not found; install Node.js 22.19 or newer")
+    settings = [part for name, value in named.items() for part in (f"--{name}", value)]
+    server = [sys.executable, "-m", "kernel_server", "serve", *settings]
+    environment = {**os.environ, "npm_config_yes": "true"}
+    os.execve(npx, [npx, INSPECTOR, *server[:1], "--", *server[1:]], environment)  # noqa: S606 - no shell wanted
+
+
+def _build(settings: Settings) -> int:
+    from kernel_server.app import host_settings
+    from kernel_server.hosts.docker import build_image
+
+    print(f"Ready: {build_image(host_settings(settings), lambda line: print(line, flush=True))}")
+    return 0

@@ -1,0 +1,191 @@
+"""Settings: command line, then environment, then `.env` in the current folder, then defaults.
+
+The only module that reads the environment. The README table and `.env.example` are compared with `Settings` by a test.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from kernel_server.errors import ConfigurationError
+from kernel_server.hosts.images import DEFAULT_IMAGE
+
+# Variables by which users tell other programs of a private CA; the first that is set counts.
+CA_VARIABLES = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def parse_size(value: object) -> object:
+    """`512m`, `4g`, `100k`, `1048576` → bytes; what is not such a text is left to pydantic."""
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        return int(float(match[1]) * _UNITS[match[2].lower()])
+    return value
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _path(value: object) -> object:
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+Bytes = Annotated[int, BeforeValidator(parse_size)]
+Folder = Annotated[Path, BeforeValidator(_path)]
+SIZE_FORM = "a size such as 512m or 4g"
+
+
+def _setting(name: str, default: Any, description: str, form: str, **bounds: Any) -> Any:
+    return Field(default, validation_alias=name, description=description, json_schema_extra={"form": form}, **bounds)
+
+
+class Settings(BaseSettings):
+    """Every setting of the server; frozen. Times are seconds, sizes bytes."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, env_file=".env", env_file_encoding="utf-8", extra="ignore", env_ignore_empty=True
+    )
+
+    workdir: Folder = _setting("WORKDIR", Path(), "Default of WORKDIR_IN and WORKDIR_OUT.", "a folder")
+    workdir_in: Folder | None = _setting("WORKDIR_IN", None, "The only host folder that `cp_in` reads.", "a folder")
+    workdir_out: Folder | None = _setting(
+        "WORKDIR_OUT", None, "The only host folder that `cp_out` and `export_notebook` write.", "a folder"
+    )
+    image: str = _setting(
+        "DOCKER_IMAGE",
+        DEFAULT_IMAGE,
+        "Any image with Python 3.10 or newer; the kernel layer is built on top of it once.",
+        "an image reference such as python:3.13-slim",
+        min_length=1,
+    )
+    engine: Literal["docker", "local"] = _setting(
+        "PY_EXEC_ENGINE",
+        "docker",
+        "Where kernels run: `docker`, or `local`: plain processes of your user WITHOUT ISOLATION, for development.",
+        "docker or local",
+    )
+    session_ttl: float = _setting(
+        "PY_EXEC_SESSION_TTL", 600.0, "A session ends so long after its last use.", "seconds above 0", gt=0
+    )
+    session_max: int = _setting(
+        "PY_EXEC_SESSION_MAX", 32, "So many sessions at a time.", "a whole number from 1 to 500", ge=1, le=500
+    )
+    timeout: float = _setting(
+        "PY_EXEC_TIMEOUT", 300.0, "A cell is interrupted after this time; 0 is never.", "seconds, 0 or more", ge=0
+    )
+    output_bytes: Bytes = _setting(
+        "PY_EXEC_OUTPUT_BYTES",
+        10_000,
+        "Text of one result; more is cut in the middle. The notebook keeps more.",
+        SIZE_FORM,
+        ge=1000,
+    )
+    memory: Bytes = _setting("PY_EXEC_MEMORY", 4 << 30, "Memory limit of the container; 0 is none.", SIZE_FORM, ge=0)
+    session_memory: Bytes = _setting(
+        "PY_EXEC_SESSION_MEMORY",
+        2 << 30,
+        "Private memory of one process of a session; more is a MemoryError. 0 is no limit.",
+        SIZE_FORM,
+        ge=0,
+    )
+    cpus: float = _setting("PY_EXEC_CPUS", 0.0, "CPUs of the container; 0 is all.", "a number, 0 or more", ge=0)
+    preload: Annotated[list[str], BeforeValidator(_split)] = _setting(
+        "PY_EXEC_PRELOAD",
+        "numpy,pandas,matplotlib.pyplot",
+        "Modules imported once, before any kernel is forked; those the image lacks are passed over.",
+        "module names with commas between them, or none",
+    )
+    state_dir: Folder = _setting(
+        "PY_EXEC_STATE_DIR",
+        Path(platformdirs.user_state_dir("kernel-server")),
+        "Where the server keeps notebooks of sessions, locks and logs.",
+        "a folder",
+    )
+    ca_bundle: Folder | None = _setting(
+        "PY_EXEC_CA_BUNDLE",
+        None,
+        "PEM file of the CAs to trust when the image is built and by `pip` inside, for networks that inspect TLS."
+        f" Default: the file that {', '.join(CA_VARIABLES)} name.",
+        "a file",
+    )
+    build_network: str = _setting(
+        "PY_EXEC_BUILD_NETWORK",
+        "",
+        "Network of the image build: `default`, `host`; empty tries the engine's default, then `host`.",
+        "default, host or the name of a network",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _setting(
+        "PY_EXEC_LOG_LEVEL", "INFO", "What is logged on stderr.", "DEBUG, INFO, WARNING or ERROR"
+    )
+
+    @property
+    def input_folder(self) -> Path:
+        """Where cp_in reads."""
+        return (self.workdir_in or self.workdir).absolute()
+
+    @property
+    def output_folder(self) -> Path:
+        """Where cp_out and export_notebook write."""
+        return (self.workdir_out or self.workdir).absolute()
+
+    @property
+    def ca_file(self) -> Path | None:
+        """The CA bundle to use, if there is one."""
+        named = [self.ca_bundle, *(Path(os.environ[name]) for name in CA_VARIABLES if os.environ.get(name))]
+        return next((path for path in named if path is not None and path.is_file()), None)
+
+    @property
+    def preload_modules(self) -> list[str]:
+        """The modules of PY_EXEC_PRELOAD."""
+        return [] if self.preload == ["none"] else self.preload
+
+
+def describe_settings() -> Iterator[tuple[str, str, str]]:
+    """Name, default as one would write it, and description of every setting."""
+    for field in Settings.model_fields.values():
+        name, default = str(field.validation_alias), field.default
+        yield name, _written(name, default), str(field.description)
+
+
+def _written(name: str, default: Any) -> str:
+    if name == "PY_EXEC_STATE_DIR":
+        return "~/.local/state/kernel-server"
+    if default is None or default == Path():
+        return ""
+    if name in ("PY_EXEC_MEMORY", "PY_EXEC_SESSION_MEMORY"):
+        return f"{default >> 30}g"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def load_settings(arguments: Mapping[str, str] | None = None) -> Settings:
+    """Reads all settings; `arguments` (by setting name) come from the command line and win.
+
+    Raises:
+        ConfigurationError: names every bad value, each with its accepted form.
+    """
+    given: dict[str, Any] = dict(arguments or {})
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        raise ConfigurationError([_explain(problem) for problem in error.errors()]) from error
+    if settings.ca_bundle is not None and not settings.ca_bundle.is_file():
+        raise ConfigurationError([f"PY_EXEC_CA_BUNDLE={str(settings.ca_bundle)!r}: there is no such file"])
+    return settings
+
+
+def _explain(problem: Any) -> str:
+    name = str(problem["loc"][0])
+    for field in Settings.model_fields.values():
+        if field.validation_alias == name and isinstance(field.json_schema_extra, dict):
+            return f"{name}={problem['input']!r}: needs {field.json_schema_extra['form']}"
+    return f"{name}: {problem['msg']}"

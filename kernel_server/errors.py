@@ -1,0 +1,119 @@
+"""Every error that this package raises on purpose, and nothing else.
+
+    KernelServerError
+    ├── ConfigurationError        a setting is missing or wrong
+    ├── EngineError               the container engine cannot do what we need
+    │   ├── EngineUnavailable     none is running, or we may not talk to it
+    │   ├── ImageUnavailable      an image cannot be found, pulled or built
+    │   └── HostLost              the container (or kernel host) is gone or does not answer
+    ├── SessionError
+    │   ├── SessionUnknown        this server never made that id
+    │   ├── SessionClosed         close_session or reset ended it
+    │   ├── SessionExpired        it was not used for longer than its TTL
+    │   └── SessionLimit          no more sessions fit
+    ├── KernelError               a kernel did not start or does not answer
+    ├── RequestError              an argument of a tool cannot be used
+    └── FileError                 a path or a transfer is refused, or failed
+
+A message is made from facts, and ends with what to do next: the model reads it.
+"""
+
+from __future__ import annotations
+
+
+class KernelServerError(Exception):
+    """Base of the tree; `str(error)` is fit to be shown to a model and to a person."""
+
+
+class ConfigurationError(KernelServerError):
+    """One or more settings are wrong.
+
+    Attributes:
+        problems: one line per bad setting, each with the form that is accepted.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("Bad configuration:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+class EngineError(KernelServerError):
+    """The container engine cannot do what is needed."""
+
+
+class EngineUnavailable(EngineError):
+    """No engine answers, or this user may not talk to it."""
+
+
+class ImageUnavailable(EngineError):
+    """An image is neither here nor can it be pulled or built."""
+
+
+class HostLost(EngineError):
+    """The container or its kernel host ended, or does not answer in time."""
+
+
+class SessionError(KernelServerError):
+    """A session id cannot be used."""
+
+    def __init__(self, session_id: str, message: str) -> None:
+        self.session_id = session_id
+        super().__init__(message)
+
+
+class SessionUnknown(SessionError):
+    """No session of that id was ever made by this server."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            session_id,
+            f"Unknown session_id {session_id!r}: this server never made it (or was restarted since). "
+            "Call init for a new session, and use the id it returns exactly as printed.",
+        )
+
+
+class SessionClosed(SessionError):
+    """The session was ended by close_session or reset."""
+
+    def __init__(self, session_id: str, how: str) -> None:
+        super().__init__(
+            session_id,
+            f"Session {session_id} was closed by {how}; its variables and workspace are gone. "
+            "Call init for a new session.",
+        )
+
+
+class SessionExpired(SessionError):
+    """The session was idle for longer than its TTL."""
+
+    def __init__(self, session_id: str, ttl_seconds: float) -> None:
+        super().__init__(
+            session_id,
+            f"Session {session_id} expired: it was not used for {ttl_seconds:g} s (PY_EXEC_SESSION_TTL); "
+            "its variables and workspace are gone. Call init for a new session.",
+        )
+
+
+class SessionLimit(KernelServerError):
+    """As many sessions as allowed are open."""
+
+    def __init__(self, maximum: int, idle: list[tuple[str, float]]) -> None:
+        self.maximum = maximum
+        self.idle = idle
+        listing = "".join(f"\n  {session_id}  idle {seconds:.0f} s" for session_id, seconds in idle)
+        super().__init__(
+            f"All {maximum} sessions are in use (PY_EXEC_SESSION_MAX). Close one with close_session and try again."
+            + (f" Idle ones, longest first:{listing}" if idle else " None of them is idle now.")
+        )
+
+
+class KernelError(KernelServerError):
+    """A kernel did not start, or does not answer."""
+
+
+class RequestError(KernelServerError):
+    """An argument of a tool cannot be used."""
+
+
+class FileError(KernelServerError):
+    """A path is refused or a transfer failed; what was there before is still there."""

@@ -1,0 +1,311 @@
+"""Tar streams out of WORKDIR_IN and into WORKDIR_OUT, member by member; all functions block and run in threads.
+
+Tars are never unpacked by tarfile: each member is checked and written by hand beneath a folder that is open.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO
+
+from kernel_server.errors import FileError
+from kernel_server.files.beneath import kind_of, open_beneath
+from kernel_server.streams import IteratorReader
+
+CHUNK_BYTES = 1 << 20
+TEMPORARY_PREFIX = ".kernel-server-"
+
+
+@dataclass
+class Sending:
+    """One file or folder of WORKDIR_IN on its way in.
+
+    Attributes:
+        descriptor: it, opened.
+        name: what it is called at the other end.
+        is_folder: whether it is a folder.
+        size: bytes sent so far.
+        files: files sent so far.
+        skipped: what was left out of a folder, with the reason.
+    """
+
+    descriptor: int
+    name: str
+    is_folder: bool
+    size: int = 0
+    files: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+    def tar(self, uid: int) -> Iterator[bytes]:
+        """The tar stream, owned by `uid`."""
+        yield from self._member(self.descriptor, self.name, uid)
+        yield b"\0" * (2 * tarfile.BLOCKSIZE)
+
+    def _member(self, descriptor: int, path: str, uid: int) -> Iterator[bytes]:
+        status = os.fstat(descriptor)
+        info = tarfile.TarInfo(path)
+        info.uid = info.gid = uid
+        info.mtime = int(status.st_mtime)
+        if stat.S_ISDIR(status.st_mode):
+            info.type, info.mode = tarfile.DIRTYPE, 0o755
+            yield _header(info)
+            yield from self._children(descriptor, path, uid)
+            return
+        info.size = status.st_size
+        info.mode = 0o755 if status.st_mode & 0o111 else 0o644
+        yield _header(info)
+        yield from self._contents(descriptor, path, info.size)
+
+    def _children(self, folder: int, path: str, uid: int) -> Iterator[bytes]:
+        for entry in sorted(os.listdir(folder)):
+            mode = os.stat(entry, dir_fd=folder, follow_symlinks=False).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                self.skipped.append(f"{path}/{entry} ({kind_of(mode)})")
+                continue
+            try:
+                child = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+            except OSError as error:
+                raise FileError(f"{path}/{entry} could not be read: {error.strerror}. Nothing was copied.") from error
+            try:
+                yield from self._member(child, f"{path}/{entry}", uid)
+            finally:
+                os.close(child)
+
+    def _contents(self, descriptor: int, path: str, size: int) -> Iterator[bytes]:
+        left = size
+        while left:
+            try:
+                chunk = os.read(descriptor, min(left, CHUNK_BYTES))
+            except OSError as error:
+                raise FileError(f"{path} could not be read: {error.strerror}. Nothing was copied.") from error
+            if not chunk:
+                raise FileError(f"{path} became shorter while it was copied. Nothing was copied; try again.")
+            left -= len(chunk)
+            self.size += len(chunk)
+            yield chunk
+        self.files += 1
+        if padding := -size % tarfile.BLOCKSIZE:
+            yield b"\0" * padding
+
+
+def _header(info: tarfile.TarInfo) -> bytes:
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+@contextmanager
+def open_to_send(folder: int, path: str) -> Iterator[Sending]:
+    """Opens a file or folder of WORKDIR_IN for sending.
+
+    Raises:
+        FileError: it is missing, leaves WORKDIR_IN, cannot be read, or is neither a file nor a folder.
+    """
+    try:
+        descriptor = open_beneath(folder, path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        reasons = {
+            errno.ENOENT: "there is no such file or folder in WORKDIR_IN",
+            errno.EXDEV: "it is, or goes through, a link that leaves WORKDIR_IN; copy the file into WORKDIR_IN first",
+            errno.ELOOP: "it goes round in circles through symbolic links",
+            errno.ENOTDIR: "a part of the path is a file, not a folder",
+            errno.EACCES: "the server's user may not read it",
+            errno.ENXIO: "it is not a regular file",
+        }
+        raise FileError(f"{path}: {reasons.get(error.errno or 0, error.strerror)}.") from error
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise FileError(f"{path} is {kind_of(mode)}; only files and folders can be copied.")
+        name = path.rpartition("/")[2]
+        yield Sending(descriptor, name if name not in ("", ".") else "workdir", stat.S_ISDIR(mode))
+    finally:
+        os.close(descriptor)
+
+
+def receive(chunks: Iterator[bytes], folder: int, path: str, *, name: str, files: int, size: int) -> str:
+    """Writes a tar stream of one file or folder to `path` in WORKDIR_OUT, whole or not at all.
+
+    Args:
+        path: where to; an existing folder takes the item in under `name`.
+        files, size: what must have arrived in the end, in files and bytes.
+
+    Returns:
+        The path beneath WORKDIR_OUT where it is now.
+
+    Raises:
+        FileError: something is in the way, the disk is full, or the stream is not what it should be.
+    """
+    temporary = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    try:
+        os.mkdir(temporary, 0o700, dir_fd=folder)
+        try:
+            staging = open_beneath(folder, temporary, os.O_DIRECTORY | os.O_RDONLY)
+            try:
+                _unpack(chunks, staging, files, size)
+                return _place(staging, folder, path, name)
+            finally:
+                os.close(staging)
+        finally:
+            # rmtree takes a dir_fd only since Python 3.11.
+            shutil.rmtree(f"/proc/self/fd/{folder}/{temporary}", ignore_errors=True)
+    except tarfile.TarError as error:
+        raise FileError(
+            "The copy broke off on its way out of the container. Nothing was written; try again."
+        ) from error
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "the host's disk is full",
+            errno.EDQUOT: "the host's disk quota is used up",
+            errno.EACCES: "the server's user may not write there",
+            errno.EROFS: "the folder is read-only",
+            errno.EXDEV: "the path leaves WORKDIR_OUT through a link",
+            errno.ENOTDIR: "a part of the path is a file, not a folder",
+            errno.ENAMETOOLONG: "the name is too long for the host's file system",
+        }
+        raise FileError(f"{path}: {reasons.get(error.errno or 0, error.strerror)}. Nothing was written.") from error
+
+
+def _unpack(chunks: Iterator[bytes], staging: int, files: int, size: int) -> None:
+    arrived_files = arrived_bytes = 0
+    with tarfile.open(fileobj=IteratorReader(chunks), mode="r|", bufsize=CHUNK_BYTES) as archive:
+        for member in archive:
+            parts = member.name.split("/")
+            if parts[0] != "item" or any(part in ("", ".", "..") or "\0" in part for part in parts):
+                raise FileError(f"The container sent an unexpected name: {member.name[:80]!r}. Nothing was written.")
+            parent = _open_parent(staging, parts)
+            try:
+                if member.isdir():
+                    os.mkdir(parts[-1], 0o755, dir_fd=parent)
+                elif member.isreg() and (source := archive.extractfile(member)) is not None:
+                    arrived_bytes += _write(source, parent, parts[-1])
+                    arrived_files += 1
+                else:
+                    raise FileError(
+                        f"The container sent {member.name[:80]!r}, neither file nor folder. Nothing was written."
+                    )
+            finally:
+                os.close(parent)
+    if (arrived_files, arrived_bytes) != (files, size):
+        raise FileError("The copy arrived incomplete. Nothing was written; try again.")
+
+
+def _open_parent(staging: int, parts: list[str]) -> int:
+    return open_beneath(staging, "/".join(parts[:-1]) or ".", os.O_DIRECTORY | os.O_RDONLY)
+
+
+def _write(source: IO[bytes], parent: int, name: str) -> int:
+    writer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=parent)
+    with open(writer, "wb") as file:
+        shutil.copyfileobj(source, file, CHUNK_BYTES)
+        return file.tell()
+
+
+def _place(staging: int, folder: int, path: str, name: str) -> str:
+    """Moves `item` from staging to its place; a folder is merged into one that exists."""
+    parent_path, _, last = path.rstrip("/").rpartition("/")
+    if path in (".", ""):
+        parent_path, last = "", name
+    elif path.endswith("/"):
+        parent_path, last = path.rstrip("/"), name
+    parent = _make_folders(folder, parent_path)
+    try:
+        is_folder = stat.S_ISDIR(os.stat("item", dir_fd=staging).st_mode)
+        existing = _mode(parent, last)
+        if existing is not None and stat.S_ISDIR(existing) and not is_folder:
+            into = open_beneath(parent, last, os.O_DIRECTORY | os.O_RDONLY)
+            os.close(parent)
+            parent, parent_path, last = into, f"{parent_path}/{last}".lstrip("/"), name
+            existing = _mode(parent, last)
+        if existing is not None and stat.S_ISDIR(existing) != is_folder:
+            raise FileError(
+                f"{last}: {kind_of(existing)} is in the way. Nothing was written; choose another local_path."
+            )
+        if is_folder and existing is not None:
+            _check_merge(staging, "item", parent, last)
+            _merge(staging, "item", parent, last)
+        else:
+            os.rename("item", last, src_dir_fd=staging, dst_dir_fd=parent)
+        return f"{parent_path}/{last}".lstrip("/")
+    finally:
+        os.close(parent)
+
+
+def _make_folders(folder: int, path: str) -> int:
+    current = os.dup(folder)
+    try:
+        for part in [part for part in path.split("/") if part not in ("", ".")]:
+            if _mode(current, part) is None:
+                os.mkdir(part, 0o777, dir_fd=current)
+            following = open_beneath(current, part, os.O_DIRECTORY | os.O_RDONLY)
+            os.close(current)
+            current = following
+    except BaseException:
+        os.close(current)
+        raise
+    return current
+
+
+def _mode(folder: int, name: str) -> int | None:
+    try:
+        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _pairs(source: int, name: str, parent: int, last: str) -> Iterator[tuple[int, int, str, bool]]:
+    from_folder = open_beneath(source, name, os.O_DIRECTORY | os.O_RDONLY)
+    try:
+        to_folder = open_beneath(parent, last, os.O_DIRECTORY | os.O_RDONLY)
+        try:
+            for entry in sorted(os.listdir(from_folder)):
+                is_folder = stat.S_ISDIR(os.stat(entry, dir_fd=from_folder, follow_symlinks=False).st_mode)
+                yield from_folder, to_folder, entry, is_folder
+        finally:
+            os.close(to_folder)
+    finally:
+        os.close(from_folder)
+
+
+def _check_merge(source: int, name: str, parent: int, last: str) -> None:
+    for from_folder, to_folder, entry, is_folder in _pairs(source, name, parent, last):
+        existing = _mode(to_folder, entry)
+        if existing is None:
+            continue
+        if stat.S_ISDIR(existing) != is_folder:
+            raise FileError(f"{last}/{entry}: {kind_of(existing)} is in the way. Nothing was written.")
+        if is_folder:
+            _check_merge(from_folder, entry, to_folder, entry)
+
+
+def _merge(source: int, name: str, parent: int, last: str) -> None:
+    for from_folder, to_folder, entry, is_folder in _pairs(source, name, parent, last):
+        if is_folder and _mode(to_folder, entry) is not None:
+            _merge(from_folder, entry, to_folder, entry)
+        else:
+            os.rename(entry, entry, src_dir_fd=from_folder, dst_dir_fd=to_folder)
+
+
+def free_bytes(folder: int) -> int:
+    """Room on the file system of an open folder, in bytes."""
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+def write_text(folder: int, path: str, text: str, name: str) -> str:
+    """Writes a text file to `path` in WORKDIR_OUT (`name` if that is a folder), whole or not at all; returns where it is.
+
+    Raises:
+        FileError: as `receive`.
+    """
+    data = text.encode()
+    info = tarfile.TarInfo("item")
+    info.size = len(data)
+    padding = b"\0" * (-len(data) % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
+    return receive(iter([_header(info), data, padding]), folder, path, name=name, files=1, size=len(data))

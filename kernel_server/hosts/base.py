@@ -1,0 +1,142 @@
+"""The seam between sessions and the place where their kernels run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+Report = Callable[[str], None]
+"""Takes a line for a person who waits: image building, container starting."""
+
+
+@dataclass(frozen=True)
+class HostSettings:
+    """The slice of the settings that concerns kernel hosts; sizes in bytes, times in seconds, 0 is no limit."""
+
+    image: str
+    preload: list[str]
+    session_max: int
+    memory: int
+    session_memory: int
+    cpus: float
+    state_dir: Path
+    ca_file: Path | None
+    build_network: str
+
+
+@dataclass(frozen=True)
+class HostDescription:
+    """What a started kernel host says of itself.
+
+    Attributes:
+        engine: `docker` or `local`.
+        isolation: one line for people and models.
+        python: version inside, such as `3.13.5`.
+        preloaded: modules that every kernel has imported already.
+        image: reference of the image, or "" without one.
+        limits: one line, or "".
+        network: one line.
+    """
+
+    engine: str
+    isolation: str
+    python: str
+    preloaded: list[str]
+    image: str
+    limits: str
+    network: str
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A kernel that has bound its sockets.
+
+    Attributes:
+        pid: its process id as the kernel host sees it.
+        connection: jupyter_client's connection info (transport ipc).
+        workspace: the session's folder as the kernel sees it.
+    """
+
+    pid: int
+    connection: dict[str, Any] = field(repr=False)
+    workspace: str
+
+
+@dataclass(frozen=True)
+class Death:
+    """A kernel process has ended.
+
+    Attributes:
+        exit_code: its exit code, or None if a signal ended it.
+        signal: the signal's number, or None.
+        out_of_memory: the container's memory limit killed something since the last death.
+    """
+
+    session_id: str
+    pid: int
+    exit_code: int | None
+    signal: int | None
+    out_of_memory: bool
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What a session's path was when it was copied into staging; sizes in bytes."""
+
+    kind: str
+    size: int
+    files: int
+    skipped: list[str]
+
+
+class KernelHost(Protocol):
+    """A place for kernels. It is an async context manager's value: entering starts it, leaving ends everything in it."""
+
+    description: HostDescription
+
+    async def spawn(self, session_id: str) -> Launched:
+        """Starts the session's kernel, and makes workspace and UID of a new session.
+
+        Raises:
+            HostLost: the host is gone.
+            KernelError: the kernel did not start.
+        """
+
+    async def signal(self, session_id: str, signum: int) -> None:
+        """Sends a signal to the kernel's process group."""
+
+    async def kill(self, session_id: str) -> None:
+        """Ends every process of the session; its files stay."""
+
+    async def clear(self, session_id: str) -> None:
+        """Ends every process of the session and removes all it owns."""
+
+    def deaths(self) -> AsyncIterator[Death]:
+        """Deaths of kernels as they happen; ends when the host is gone. For one reader."""
+
+    async def describe(self, session_id: str, path: str) -> tuple[str, int]:
+        """Kind (`file` or `folder`) and size in bytes of a path in the workspace ("" session: the shared folder).
+
+        Raises:
+            FileError: it is missing or refused.
+        """
+
+    async def edit(self, session_id: str, path: str, content: str, old: str) -> bool:
+        """Writes a text file or replaces `old` in it; True if the file is new."""
+
+    async def packages(self, session_id: str) -> list[tuple[str, str]]:
+        """Name and version of what a kernel can import."""
+
+    async def put(self, session_id: str, path: str, make_tar: Callable[[int], Iterator[bytes]], name: str) -> str:
+        """Brings one tree in: `make_tar(uid)` is a tar stream of `name` and what is beneath it; returns where it went.
+
+        Nothing of it appears at `path` before all of it has arrived.
+        """
+
+    def take(
+        self, session_id: str, path: str, max_bytes: int
+    ) -> AbstractAsyncContextManager[tuple[Staged, Iterator[bytes]]]:
+        """Takes one file or folder out: what it is, and a tar stream of it to be read in a worker thread."""

@@ -1,0 +1,165 @@
+"""The server's end of kernel_host's control protocol (described in `container/README.md`).
+
+Knows lines of JSON on a unix socket and nothing of containers. All that arrives comes from the kernel host, which
+holds no session's data, but is read with the same suspicion: bounded, and a bad line ends the connection.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import SocketStream
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from kernel_server.errors import HostLost
+from kernel_server.tasks import running
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL = 1  # kernel_host's number must be the same
+MAX_LINE_BYTES = 4 << 20
+REQUEST_SECONDS = 60.0  # a kernel starts in 0.05 s; a slow, busy machine gets all of this
+CONNECT_POLL_SECONDS = 0.01
+
+
+class ControlRefused(Exception):
+    """The kernel host refused a request; the message is fit for the model."""
+
+
+class ControlFailed(Exception):
+    """The kernel host could not do what was asked."""
+
+
+@dataclass
+class _Pending:
+    answered: anyio.Event = field(default_factory=anyio.Event)
+    answer: dict[str, Any] | None = None
+
+
+class Control:
+    """A connection to a kernel host; `connect_control` makes one.
+
+    Attributes:
+        hello: what the kernel host said of itself.
+    """
+
+    def __init__(self, stream: SocketStream, lines: BufferedByteReceiveStream, hello: dict[str, Any]) -> None:
+        self.hello = hello
+        self._stream = stream
+        self._lines = lines
+        self._pending: dict[int, _Pending] = {}
+        self._last_number = 0
+        self._closed = False
+        self._send_lock = anyio.Lock()
+        self._event_sender, self._events = anyio.create_memory_object_stream[dict[str, Any]](math.inf)
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Events as they come; ends with the connection. For one reader."""
+        async with self._events:
+            async for event in self._events:
+                yield event
+
+    async def request(self, op: str, *, seconds: float = REQUEST_SECONDS, **arguments: Any) -> dict[str, Any]:
+        """Sends a request and waits for its answer.
+
+        Raises:
+            ControlRefused: refused, with a reason for the model.
+            ControlFailed: it went wrong inside.
+            HostLost: the connection is gone, or there was no answer within `seconds`.
+        """
+        if self._closed:
+            raise HostLost("The kernel host is gone.")
+        self._last_number += 1
+        number, pending = self._last_number, _Pending()
+        self._pending[number] = pending
+        try:
+            with anyio.fail_after(seconds):
+                await self._send({"id": number, "op": op, **arguments})
+                await pending.answered.wait()
+        except TimeoutError as error:
+            raise HostLost(f"The kernel host did not answer {op!r} within {seconds:g} s.") from error
+        finally:
+            del self._pending[number]
+        answer = pending.answer
+        if answer is None:
+            raise HostLost(f"The kernel host ended while it was asked to {op}.")
+        if failure := answer.get("error"):
+            kind = ControlRefused if failure.get("code") == "refused" else ControlFailed
+            raise kind(str(failure.get("message")))
+        return dict(answer["result"])
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        try:
+            async with self._send_lock:
+                await self._stream.send(json.dumps(message).encode() + b"\n")
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise HostLost("The kernel host is gone.") from error
+
+    async def read(self) -> None:
+        """Routes answers and events until the connection ends; one task runs it."""
+        try:
+            while True:
+                self._route(json.loads(await self._lines.receive_until(b"\n", MAX_LINE_BYTES)))
+        except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            logger.debug("control connection closed")
+        except (anyio.DelimiterNotFound, ValueError) as error:
+            logger.error("control connection dropped: unreadable line (%s)", error)
+        finally:
+            self._closed = True
+            self._event_sender.close()
+            for pending in self._pending.values():
+                pending.answered.set()
+
+    def _route(self, message: dict[str, Any]) -> None:
+        if "event" in message:
+            self._event_sender.send_nowait(message)
+        elif pending := self._pending.get(message.get("id", -1)):
+            pending.answer = message
+            pending.answered.set()
+
+
+@asynccontextmanager
+async def connect_control(path: Path, seconds: float, ended: anyio.Event) -> AsyncIterator[Control]:
+    """Connects to the control socket as soon as it exists, and checks the protocol's version.
+
+    Args:
+        ended: set when the process behind it has ended: then nobody will make the socket any more.
+
+    Raises:
+        HostLost: no connection within `seconds`, or the other side speaks another version.
+    """
+    stream = await _connect(path, seconds, ended)
+    async with stream:
+        lines = BufferedByteReceiveStream(stream)
+        try:
+            with anyio.fail_after(seconds):
+                hello = json.loads(await lines.receive_until(b"\n", MAX_LINE_BYTES))
+        except (TimeoutError, anyio.EndOfStream, anyio.IncompleteRead, ValueError) as error:
+            raise HostLost("The kernel host did not introduce itself.") from error
+        if hello.get("protocol") != PROTOCOL:
+            raise HostLost(
+                f"The kernel host in the image speaks control protocol {hello.get('protocol')}, this server {PROTOCOL}. "
+                "Build the image again with `kernel-server build`."
+            )
+        control = Control(stream, lines, hello)
+        async with running(control.read):
+            yield control
+
+
+async def _connect(path: Path, seconds: float, ended: anyio.Event) -> SocketStream:
+    with anyio.move_on_after(seconds):
+        while not ended.is_set():
+            try:
+                return await anyio.connect_unix(path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                await anyio.sleep(CONNECT_POLL_SECONDS)
+        raise HostLost("The kernel host ended while it was starting.")
+    raise HostLost(f"The kernel host was not ready within {seconds:g} s.")

@@ -1,0 +1,158 @@
+"""A `KernelHost` on top of a control connection; `docker.py` and `local.py` start one and move its bytes."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+import anyio.to_thread
+
+from kernel_server.errors import FileError, KernelError
+from kernel_server.hosts.base import Death, HostDescription, Launched, Staged
+from kernel_server.hosts.control import Control, ControlFailed, ControlRefused
+
+logger = logging.getLogger(__name__)
+
+# kernel_host ends a helper after 900 s; a copy of many GB may take that long.
+TRANSFER_SECONDS = 930.0
+SIGNATURE_SCHEME = "hmac-sha256"
+
+
+class Archive(Protocol):
+    """Moves tar streams to and from the staging folder; called in worker threads."""
+
+    def put(self, folder: str, tar: Iterator[bytes]) -> None:
+        """Unpacks a stream beneath `folder`."""
+
+    def get(self, path: str) -> Iterator[bytes]:
+        """A tar stream of `path`."""
+
+
+class ControlledHost:
+    """Speaks the control protocol; see `KernelHost` for the methods."""
+
+    def __init__(self, control: Control, run_dir: Path, archive: Archive, description: HostDescription) -> None:
+        self.description = description
+        self._control = control
+        self._run_dir = run_dir
+        self._archive = archive
+        self._limiter = anyio.CapacityLimiter(8)  # engine calls at a time
+        self._oom_kills = 0
+
+    async def spawn(self, session_id: str) -> Launched:
+        try:
+            result = await self._control.request("spawn", session_id=session_id)
+        except (ControlRefused, ControlFailed) as error:
+            raise KernelError(f"The kernel did not start: {error}") from error
+        connection = {
+            "transport": "ipc",
+            "ip": str(self._run_dir / result["ip"]),
+            "key": result["key"],
+            "signature_scheme": SIGNATURE_SCHEME,
+            "shell_port": 1,
+            "iopub_port": 2,
+            "stdin_port": 3,
+            "control_port": 4,
+            "hb_port": 5,
+        }
+        return Launched(int(result["pid"]), connection, str(result["workspace"]))
+
+    async def signal(self, session_id: str, signum: int) -> None:
+        await self._kernel_request("signal", session_id=session_id, signum=signum)
+
+    async def kill(self, session_id: str) -> None:
+        await self._kernel_request("kill", session_id=session_id)
+
+    async def clear(self, session_id: str) -> None:
+        await self._kernel_request("clear", session_id=session_id)
+
+    async def _kernel_request(self, op: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            return await self._control.request(op, **arguments)
+        except (ControlRefused, ControlFailed) as error:
+            raise KernelError(str(error)) from error
+
+    async def deaths(self) -> AsyncIterator[Death]:
+        async for event in self._control.events():
+            if event.get("event") != "death":
+                continue
+            oom_kills = int(event.get("oom_kills", 0))
+            out_of_memory, self._oom_kills = oom_kills > self._oom_kills, oom_kills
+            yield Death(
+                str(event["session_id"]), int(event["pid"]), event.get("exit_code"), event.get("signal"), out_of_memory
+            )
+
+    async def describe(self, session_id: str, path: str) -> tuple[str, int]:
+        result = await self._file_request("describe", session_id=session_id, path=path)
+        return str(result["kind"]), int(result["size"])
+
+    async def edit(self, session_id: str, path: str, content: str, old: str) -> bool:
+        import json
+
+        name = secrets.token_hex(16)
+        request = anyio.Path(self._run_dir / name)
+        try:
+            await request.write_bytes(json.dumps({"content": content, "old": old}).encode())
+            result = await self._file_request("edit", session_id=session_id, path=path, content_file=name)
+        except OSError as error:
+            raise FileError(f"{path}: the text could not be handed over ({error.strerror}).") from error
+        finally:
+            with anyio.CancelScope(shield=True):
+                await request.unlink(missing_ok=True)
+        return bool(result["created"])
+
+    async def packages(self, session_id: str) -> list[tuple[str, str]]:
+        result = await self._file_request("packages", session_id=session_id)
+        return [(str(name), str(version)) for name, version in result["packages"]]
+
+    async def put(self, session_id: str, path: str, make_tar: Callable[[int], Iterator[bytes]], name: str) -> str:
+        async with self._staging(session_id) as (staging, folder, uid):
+            await anyio.to_thread.run_sync(self._archive.put, folder, make_tar(uid), limiter=self._limiter)
+            result = await self._file_request(
+                "receive", session_id=session_id, staging=staging, name=name, path=path, seconds=TRANSFER_SECONDS
+            )
+        return str(result["path"])
+
+    @asynccontextmanager
+    async def take(self, session_id: str, path: str, max_bytes: int) -> AsyncIterator[tuple[Staged, Iterator[bytes]]]:
+        async with self._staging(session_id) as (staging, folder, _):
+            result = await self._file_request(
+                "send",
+                session_id=session_id,
+                staging=staging,
+                name="item",
+                path=path,
+                max_bytes=max_bytes,
+                seconds=TRANSFER_SECONDS,
+            )
+            staged = Staged(
+                str(result["kind"]),
+                int(result["size"]),
+                int(result["files"]),
+                [str(name) for name in result["skipped"]],
+            )
+            yield staged, self._archive.get(f"{folder}/item")
+
+    @asynccontextmanager
+    async def _staging(self, session_id: str) -> AsyncIterator[tuple[str, str, int]]:
+        """A staging folder for one transfer: its name, its path as the archive sees it, and its owner's UID."""
+        name = secrets.token_hex(16)
+        made = await self._file_request("stage", session_id=session_id, staging=name)
+        try:
+            yield name, str(made["path"]), int(made["uid"])
+        finally:
+            with anyio.move_on_after(TRANSFER_SECONDS, shield=True):
+                await self._file_request("unstage", staging=name, seconds=TRANSFER_SECONDS)
+
+    async def _file_request(self, op: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            return await self._control.request(op, **arguments)
+        except ControlRefused as error:
+            raise FileError(f"{error}.".replace("..", ".")) from error
+        except ControlFailed as error:
+            raise FileError(f"The file operation failed: {error}") from error

@@ -1,0 +1,1 @@
+"""The Jupyter messaging protocol: the only part that uses jupyter_client and ZMQ."""

@@ -1,0 +1,279 @@
+"""A connection to one kernel: five channels, one reader task each, replies routed by parent `msg_id`.
+
+jupyter_client makes sockets, messages and signatures. We send on the asyncio sockets ourselves: jupyter_client's
+senders go through a synchronous shadow of the socket, which can swallow the wake-up of a reply that just came.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, cast
+
+import anyio
+import zmq
+import zmq.asyncio
+from jupyter_client.asynchronous.client import AsyncKernelClient
+
+from kernel_server.errors import KernelError
+from kernel_server.kernels.outputs import Error, Outputs, error_of
+from kernel_server.tasks import running
+
+logger = logging.getLogger(__name__)
+
+READY_SECONDS = 20.0
+SEND_SECONDS = 10.0  # a kernel that takes no request for so long is stuck
+IDLE_GRACE_SECONDS = 1.0  # after the reply; idle can be lost in a flood
+MAX_MESSAGE_BYTES = 256 << 20  # beyond it libzmq drops the connection
+
+Channel = Literal["shell", "control"]
+ReplyStatus = Literal["ok", "error", "aborted"]
+
+
+@dataclass
+class Reply:
+    """An `execute_reply`.
+
+    Attributes:
+        status: as in the message; `aborted` for a request that the kernel did not run.
+        execution_count: number of the cell, 0 if the kernel gave none.
+        exiting: the code called `exit()` or `quit()`, so the kernel is about to end.
+    """
+
+    status: ReplyStatus
+    execution_count: int
+    exiting: bool
+    error: Error | None
+
+
+@dataclass
+class Execution:
+    """A cell on its way; the reader task fills it in.
+
+    Attributes:
+        started: monotonic time at which the kernel became busy with it, or None.
+        reply: the shell reply once it is here.
+        over: set when the reply and idle are in, or the kernel is gone.
+        gone: the kernel ended before the cell was over.
+    """
+
+    msg_id: str
+    outputs: Outputs = field(default_factory=Outputs)
+    started: float | None = None
+    reply: Reply | None = None
+    idle: anyio.Event = field(default_factory=anyio.Event)
+    replied: anyio.Event = field(default_factory=anyio.Event)
+    over: anyio.Event = field(default_factory=anyio.Event)
+    gone: bool = False
+
+    def end(self) -> None:
+        """The kernel is gone."""
+        self.gone = True
+        for event in (self.idle, self.replied, self.over):
+            event.set()
+
+
+@dataclass
+class _Waiting:
+    arrived: anyio.Event = field(default_factory=anyio.Event)
+    content: dict[str, Any] | None = None
+
+
+class KernelConnection:
+    """Requests to one kernel; `connect_kernel` makes one.
+
+    Attributes:
+        unreadable: messages that did not parse and were dropped.
+    """
+
+    def __init__(self, client: AsyncKernelClient, sockets: dict[str, zmq.asyncio.Socket]) -> None:
+        self.unreadable = 0
+        self._client = client
+        self._sockets = sockets
+        self._executions: dict[str, Execution] = {}
+        self._waiting: dict[str, _Waiting] = {}
+        self._welcome = anyio.Event()
+        self._gone = False
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def execute(self, code: str, *, silent: bool = False) -> AsyncIterator[Execution]:
+        """Sends a cell; inside the block its outputs arrive in the `Execution`. Leaving does not stop the cell.
+
+        Raises:
+            KernelError: the kernel is gone or takes no requests.
+        """
+        content = {
+            "code": code,
+            "silent": silent,
+            "store_history": not silent,
+            "user_expressions": {},
+            "allow_stdin": False,
+            "stop_on_error": False,
+        }
+        message = self._client.session.msg("execute_request", content)
+        execution = Execution(message["header"]["msg_id"])
+        self._executions[execution.msg_id] = execution
+        try:
+            await self._send("shell", message)
+            yield execution
+        finally:
+            self._executions.pop(execution.msg_id, None)
+
+    async def wait_over(self, execution: Execution) -> None:
+        """Waits until the reply and idle are in; for idle at most IDLE_GRACE_SECONDS longer than for the reply."""
+        await execution.replied.wait()
+        with anyio.move_on_after(IDLE_GRACE_SECONDS):
+            await execution.idle.wait()
+        execution.over.set()
+
+    async def interrupt(self) -> None:
+        """Asks the kernel to raise KeyboardInterrupt in the running cell."""
+        await self._request("control", "interrupt_request")
+
+    async def probe(self) -> None:
+        """Asks for kernel_info on the shell channel: answered once nothing is running."""
+        await self._request("shell", "kernel_info_request")
+
+    async def _request(self, channel: Channel, msg_type: str) -> dict[str, Any]:
+        message = self._client.session.msg(msg_type, {})
+        msg_id = message["header"]["msg_id"]
+        waiting = self._waiting[msg_id] = _Waiting()
+        try:
+            await self._send(channel, message)
+            await waiting.arrived.wait()
+        finally:
+            del self._waiting[msg_id]
+        if waiting.content is None:
+            raise KernelError("The kernel ended.")
+        return waiting.content
+
+    async def _send(self, channel: Channel, message: dict[str, Any]) -> None:
+        if self._gone:
+            raise KernelError("The kernel ended.")
+        try:
+            with anyio.fail_after(SEND_SECONDS):
+                await self._sockets[channel].send_multipart(self._client.session.serialize(message))
+        except (TimeoutError, zmq.ZMQError) as error:
+            raise KernelError("The kernel does not take requests any more.") from error
+
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """The kernel process is gone: everybody who waits for it is told."""
+        self._gone = True
+        for execution in self._executions.values():
+            execution.end()
+        for waiting in self._waiting.values():
+            waiting.arrived.set()
+
+    async def read(self, channel: str) -> None:
+        """Reads one channel for ever; a message that does not parse is counted and dropped."""
+        socket = self._sockets[channel]
+        session = self._client.session
+        while True:
+            frames = await socket.recv_multipart()
+            try:
+                _, frames = session.feed_identities(frames)
+                message = session.deserialize(frames)
+                self._route(channel, message["msg_type"], message["parent_header"].get("msg_id"), message["content"])
+            except Exception as error:  # a kernel can make any decoder raise: RecursionError, KeyError, ValueError, …
+                self.unreadable += 1
+                logger.debug("dropped an unreadable message on %s: %s", channel, type(error).__name__)
+
+    def _route(self, channel: str, msg_type: str, parent: str | None, content: dict[str, Any]) -> None:
+        if channel == "iopub":
+            self._route_iopub(msg_type, parent, content)
+        elif waiting := self._waiting.get(parent or ""):
+            waiting.content = content
+            waiting.arrived.set()
+        elif msg_type == "execute_reply" and (execution := self._executions.get(parent or "")):
+            execution.reply = _reply_of(content)
+            execution.replied.set()
+
+    def _route_iopub(self, msg_type: str, parent: str | None, content: dict[str, Any]) -> None:
+        if msg_type == "iopub_welcome":
+            self._welcome.set()
+        execution = self._executions.get(parent or "")
+        if execution is None:
+            return
+        if msg_type == "status":
+            if content.get("execution_state") == "busy":
+                execution.started = time.monotonic()
+            elif content.get("execution_state") == "idle":
+                execution.idle.set()
+        else:
+            execution.outputs.fold(msg_type, content)
+
+    async def wait_ready(self) -> None:
+        """Ready means: our subscription is in place (`iopub_welcome`, JEP 65) and the kernel has answered once."""
+        await self._welcome.wait()
+        await self.probe()
+
+
+def _reply_of(content: dict[str, Any]) -> Reply:
+    status: ReplyStatus = "ok"
+    if content.get("status") in ("error", "aborted"):
+        status = content["status"]
+    count = content.get("execution_count")
+    payload = content.get("payload")
+    exiting = isinstance(payload, list) and any(
+        isinstance(item, dict) and item.get("source") == "ask_exit" and not item.get("keepkernel") for item in payload
+    )
+    error = error_of(content) if status == "error" else None
+    return Reply(status, count if isinstance(count, int) else 0, exiting, error)
+
+
+@contextmanager
+def zmq_context() -> Iterator[zmq.asyncio.Context]:
+    """The context that all connections of a server share: one I/O thread, bounded messages and sends."""
+    context = zmq.asyncio.Context(io_threads=1)
+    # Options of the context are the defaults of its sockets; a limit must be set before a socket connects.
+    context.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    context.setsockopt(zmq.SNDTIMEO, int(SEND_SECONDS * 1000))
+    context.setsockopt(zmq.LINGER, 0)
+    try:
+        yield context
+    finally:
+        context.destroy(linger=0)
+
+
+@asynccontextmanager
+async def connect_kernel(
+    context: zmq.asyncio.Context, connection_info: dict[str, Any]
+) -> AsyncIterator[KernelConnection]:
+    """Connects to a kernel whose sockets are bound, and waits until it is ready.
+
+    Raises:
+        KernelError: it is not ready within READY_SECONDS.
+    """
+    client = AsyncKernelClient(context=context)
+    client.load_connection_info(cast("Any", dict(connection_info)))
+    identity = client.session.bsession
+    # Sockets of an asyncio context are asyncio sockets; the annotations of jupyter_client do not say so.
+    sockets = cast(
+        "dict[str, zmq.asyncio.Socket]",
+        {
+            "iopub": client.connect_iopub(),
+            "shell": client.connect_shell(identity=identity),
+            "control": client.connect_control(identity=identity),
+        },
+    )
+    connection = KernelConnection(client, sockets)
+    try:
+        async with running(*(partial(connection.read, channel) for channel in sockets)):
+            try:
+                with anyio.fail_after(READY_SECONDS):
+                    await connection.wait_ready()
+            except TimeoutError as error:
+                raise KernelError(f"The kernel did not answer within {READY_SECONDS:g} s.") from error
+            yield connection
+    finally:
+        connection.end()
+        for socket in sockets.values():
+            socket.close(linger=0)

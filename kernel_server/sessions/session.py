@@ -1,0 +1,304 @@
+"""One session: its kernels one after another, the order of its cells, what it tells about losses."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+
+import anyio
+import zmq.asyncio
+
+from kernel_server.errors import EngineError, KernelError, SessionError
+from kernel_server.hosts.base import Death, KernelHost
+from kernel_server.kernels.connection import Execution, KernelConnection, connect_kernel
+from kernel_server.sessions.results import Cell, CellResult, Status, explain_death, explain_loss
+from kernel_server.transcripts.journal import Journal, JournaledCell
+
+logger = logging.getLogger(__name__)
+
+# Stopping a cell: ask, look, ask again, look, then kill; 5 s in all.
+INTERRUPT_SECONDS = (2.0, 1.5)
+KILL_SECONDS = 1.5
+DEATH_REPORT_SECONDS = 2.0  # between a closed connection and the kernel host's word of what happened
+CLEAR_SECONDS = 30.0
+
+
+@dataclass
+class _Life:
+    """One kernel of the session, from its spawn to its end."""
+
+    generation: int
+    ready: anyio.Event = field(default_factory=anyio.Event)
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    succeeded: anyio.Event = field(default_factory=anyio.Event)
+    pid: int = 0
+    kernel: KernelConnection | None = None
+    failure: Exception | None = None
+    death: Death | None = None
+
+    def end(self, death: Death | None) -> None:
+        self.death = death
+        if self.kernel is not None:
+            self.kernel.end()
+        self.ended.set()
+
+
+class Session:
+    """One kernel with its workspace and transcript. `run` is its task; the other methods are called from tools.
+
+    Attributes:
+        session_id: unguessable handle (128 bits).
+        workspace: its folder as the kernel sees it; "" before the first kernel.
+        last_used: monotonic time of the end of the last call.
+    """
+
+    def __init__(self, session_id: str, host: KernelHost, context: zmq.asyncio.Context, journal: Journal) -> None:
+        self.session_id = session_id
+        self.workspace = ""
+        self.last_used = time.monotonic()
+        self.journal = journal
+        self._host = host
+        self._context = context
+        self._turn = anyio.Lock()  # first in, first out: the cells of a session run in order
+        self._users = 0
+        self._life = _Life(1)
+        self._last_death: Death | None = None
+        self._loss: str | None = None
+        self._ending: SessionError | None = None
+        self._clear_at_end = True
+        self._wanted = anyio.Event()
+        self._end = anyio.Event()
+        self._over = anyio.Event()
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keeps a kernel ready until the session is ended, then removes everything it owns."""
+        try:
+            while not self._end.is_set():
+                await self._serve_one_kernel()
+        finally:
+            self._life.succeeded.set()
+            with anyio.move_on_after(CLEAR_SECONDS, shield=True):
+                if self._clear_at_end:
+                    with suppress(KernelError, EngineError):
+                        await self._host.clear(self.session_id)
+            self._over.set()
+
+    async def _serve_one_kernel(self) -> None:
+        life = self._life
+        try:
+            launched = await self._host.spawn(self.session_id)
+            life.pid, self.workspace = launched.pid, launched.workspace
+            async with connect_kernel(self._context, launched.connection) as kernel:
+                life.kernel = kernel
+                if self._last_death is not None and self._last_death.pid == life.pid:
+                    life.end(self._last_death)
+                life.ready.set()
+                await _first(life.ended, self._end)
+        except (KernelError, EngineError) as error:
+            logger.warning("session %s: no kernel: %s", self.session_id, error)
+            life.failure = error
+            life.ended.set()
+            life.ready.set()
+            await self._kill_quietly()
+            await _first(self._wanted, self._end)  # do not spin: the next call tries again
+        life.ended.set()
+        if not self._end.is_set():
+            self._wanted = anyio.Event()
+            self._life = _Life(life.generation + (life.failure is None))
+            life.succeeded.set()
+
+    def on_death(self, death: Death) -> None:
+        """The kernel host reports that a kernel of this session has ended."""
+        self._last_death = death
+        if death.pid == self._life.pid and not self._life.ended.is_set():
+            if self._turn.locked() is False:
+                cause = explain_death(death, False, self._host.description.limits)
+                self._loss = f"Since the last call: {cause} {explain_loss(self._life.generation + 1)}"
+            self._life.end(death)
+
+    async def close(self, ending: SessionError, *, clear: bool = True) -> None:
+        """Ends the session; calls in flight fail with `ending`. Returns when everything it owns is gone.
+
+        Args:
+            clear: False when its container is about to go anyway.
+        """
+        if self._ending is None:
+            self._ending = ending
+        self._clear_at_end = self._clear_at_end and clear
+        self._life.end(None)
+        self._life.ready.set()
+        self._end.set()
+        await self._over.wait()
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long nobody has used it; 0 while somebody does."""
+        return 0.0 if self._users else time.monotonic() - self.last_used
+
+    @property
+    def generation(self) -> int:
+        """Number of the kernel that it has now."""
+        return self._life.generation
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[None]:
+        """Keeps the session from expiring for the length of the block.
+
+        Raises:
+            SessionError: it has been ended.
+        """
+        if self._ending is not None:
+            raise self._ending
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self.last_used = time.monotonic()
+
+    async def wait_ready(self) -> None:
+        """Waits for the kernel.
+
+        Raises:
+            KernelError, EngineError: it did not start.
+            SessionError: the session was ended meanwhile.
+        """
+        await self._current_life()
+
+    # -- cells -----------------------------------------------------------------------------------------------------
+
+    async def run_cell(self, cell: Cell) -> CellResult:
+        """Runs a cell after all cells that were sent before it.
+
+        A cancelled call interrupts its cell. What the code does, its death included, is data in the result.
+
+        Raises:
+            KernelError, EngineError: there is no kernel to run it.
+            SessionError: the session was ended meanwhile.
+        """
+        async with self.in_use(), self._turn:
+            life = await self._current_life()
+            assert life.kernel is not None
+            begun, started = datetime.now(timezone.utc), time.monotonic()
+            async with life.kernel.execute(cell.code) as execution:
+                status = await self._wait(life, execution, cell, begun, started)
+            if self._ending is not None:
+                raise self._ending
+            result = await self._result(life, execution, status, time.monotonic() - started)
+            self._record(cell, result, begun)
+            return result
+
+    async def _wait(
+        self, life: _Life, execution: Execution, cell: Cell, begun: datetime, started: float
+    ) -> Status | None:
+        """Waits for the cell; the status if it was we who stopped it."""
+        assert life.kernel is not None
+        try:
+            with anyio.move_on_after(cell.timeout or None) as deadline:
+                await life.kernel.wait_over(execution)
+            if not deadline.cancelled_caught:
+                return None
+            await self._stop_cell(life.kernel, execution)
+            return "timeout"
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                await self._stop_cell(life.kernel, execution)
+                if self._ending is None:
+                    stopped = await self._result(life, execution, "interrupted", time.monotonic() - started)
+                    self._record(cell, stopped, begun)
+            raise
+
+    async def _stop_cell(self, kernel: KernelConnection, execution: Execution) -> None:
+        """Interrupts, looks, interrupts again, looks, and in the end kills."""
+        for seconds in INTERRUPT_SECONDS:
+            with anyio.move_on_after(seconds), suppress(KernelError):
+                await kernel.interrupt()
+                await kernel.wait_over(execution)
+            if execution.over.is_set():
+                return
+        logger.warning("session %s: the cell ignores interrupts, its kernel is killed", self.session_id)
+        await self._kill_quietly()
+        with anyio.move_on_after(KILL_SECONDS):
+            await execution.over.wait()
+
+    async def _kill_quietly(self) -> None:
+        with anyio.move_on_after(KILL_SECONDS), suppress(KernelError, EngineError):
+            await self._host.kill(self.session_id)
+
+    async def _result(self, life: _Life, execution: Execution, stopped: Status | None, seconds: float) -> CellResult:
+        notes = [self._loss] if self._loss else []
+        self._loss = None
+        reply = execution.reply
+        exiting = reply is not None and reply.exiting
+        result = CellResult(
+            self.session_id,
+            "ok",
+            execution.outputs,
+            reply.execution_count if reply else 0,
+            life.generation,
+            seconds,
+            notes,
+        )
+        if exiting or execution.gone:
+            with anyio.move_on_after(DEATH_REPORT_SECONDS):
+                await life.ended.wait()
+            cause = explain_death(life.death, exiting, self._host.description.limits)
+            result.status = stopped or "died"
+            if stopped:
+                cause = "The cell did not react to being interrupted, so its kernel was killed."
+            notes.append(f"{cause} {explain_loss(life.generation + 1)}")
+        elif stopped:
+            result.status = stopped
+        elif reply is not None and reply.status != "ok":
+            result.status = "error"
+            if reply.error is not None and execution.outputs.error is None:
+                execution.outputs.items.append(reply.error)
+        return result
+
+    def _record(self, cell: Cell, result: CellResult, begun: datetime) -> None:
+        self.journal.append(
+            JournaledCell(
+                source=cell.source or cell.code,
+                outputs=result.outputs,
+                execution_count=result.execution_count,
+                status=result.status,
+                generation=result.generation,
+                begun=begun,
+                ended=datetime.now(timezone.utc),
+                notes=result.notes,
+            )
+        )
+
+    async def _current_life(self) -> _Life:
+        """The present kernel once it is ready; where the last attempt to start one failed, there is another one."""
+        if self._life.failure is not None:
+            self._wanted.set()
+            await self._life.succeeded.wait()
+        while True:
+            life = self._life
+            await life.ready.wait()
+            if self._ending is not None:
+                raise self._ending
+            if life.failure is not None:
+                raise life.failure
+            if not life.ended.is_set():
+                return life
+            await life.succeeded.wait()  # it has died just now
+
+
+async def _first(*events: anyio.Event) -> None:
+    """Waits until one of the events is set."""
+    async with anyio.create_task_group() as tasks:
+
+        async def wait(event: anyio.Event) -> None:
+            await event.wait()
+            tasks.cancel_scope.cancel()
+
+        for event in events:
+            tasks.start_soon(wait, event)

@@ -1,0 +1,84 @@
+"""Text for models and notebooks: cleaning and cutting, as pure functions."""
+
+from __future__ import annotations
+
+import re
+
+# CSI sequences, OSC sequences and two-byte escapes: ECMA-48, section 5.
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_UNPRINTABLE = re.compile(r"[\x00-\x07\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def strip_ansi(text: str) -> str:
+    """Without colour codes and cursor movements."""
+    return _ANSI.sub("", text)
+
+
+def clean(text: str) -> str:
+    """Fit for JSON and UTF-8: lone surrogates and control characters become `�`."""
+    return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def encodable(text: str) -> str:
+    """Fit for UTF-8: lone surrogates become `�`; all else, escape codes too, stays."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def settle(text: str) -> str:
+    """What a terminal shows after carriage returns and backspaces: progress bars as their last state."""
+    if "\b" in text:
+        while (shorter := re.sub(r"[^\b\n]\b", "", text)) != text:
+            text = shorter
+        text = text.replace("\b", "")
+    if "\r" not in text:
+        return text
+    return "\n".join(_last_state(line) for line in text.replace("\r\n", "\n").split("\n"))
+
+
+def _last_state(line: str) -> str:
+    shown = ""
+    for part in line.split("\r"):
+        shown = part + shown[len(part) :]
+    return shown
+
+
+def cut_middle(text: str, limit: int, how_to_get_the_rest: str, dropped: int = 0) -> str:
+    """Head and tail of a text of more than `limit` bytes, with a line between them that says what is missing.
+
+    Args:
+        dropped: bytes that are missing in the middle of `text` already.
+    """
+    data = text.encode()
+    if len(data) <= limit and not dropped:
+        return text
+    head = data[: limit * 2 // 3].decode(errors="ignore")
+    tail = data[-(limit // 3) :].decode(errors="ignore")
+    head = head[: head.rfind("\n") + 1 or len(head)]
+    tail = tail[tail.find("\n") + 1 :] if "\n" in tail[: len(tail) // 2] else tail
+    whole = len(data) + dropped
+    missing = whole - len(head.encode()) - len(tail.encode())
+    return f"{head.rstrip()}\n[… {missing} of {whole} bytes left out; {how_to_get_the_rest} …]\n{tail.lstrip(chr(10))}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `3 files`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def one_line(text: str, limit: int = 120) -> str:
+    """A text as one short line, for logs and listings."""
+    line = " ".join(clean(text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def human_size(size: int) -> str:
+    """`12 bytes`, `3.4 KB`, `120 MB`."""
+    if size < 1000:
+        return f"{size} bytes"
+    amount = float(size)
+    for unit in ("KB", "MB", "GB"):
+        amount /= 1000
+        if amount < 1000 or unit == "GB":
+            break
+    return f"{amount:.1f} {unit}" if amount < 10 else f"{amount:.0f} {unit}"

@@ -1,0 +1,74 @@
+"""The one place where our errors become what a model reads, and where arguments are held to their names."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import CallToolResult, InputRequiredResult, Tool
+from pydantic import ValidationError
+
+from kernel_server.errors import KernelServerError
+from kernel_server.text import one_line
+from kernel_server.tools.services import Services
+
+
+class KernelMCPServer(MCPServer[Services]):
+    """An MCPServer whose tool errors say what is wrong and what to do, and nothing else."""
+
+    async def list_tools(self) -> list[Tool]:
+        """The tools; their schemas say that other arguments are refused."""
+        tools = await super().list_tools()
+        for tool in tools:
+            tool.input_schema = {**tool.input_schema, "additionalProperties": False}
+        return tools
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[Services, Any] | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        """Calls a tool.
+
+        Raises:
+            ToolError: with the message for the model.
+        """
+        await self._refuse_unknown_arguments(name, arguments)
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError as error:
+            cause = error.__cause__
+            if isinstance(cause, KernelServerError):
+                raise ToolError(str(cause)) from cause
+            if isinstance(cause, ValidationError):
+                raise ToolError(_explain(name, cause)) from None
+            raise
+
+    async def _refuse_unknown_arguments(self, name: str, arguments: dict[str, Any]) -> None:
+        """The SDK would drop them in silence, so that a misspelled `timeout` were lost."""
+        tools = {tool.name: tool for tool in await super().list_tools()}
+        if name not in tools:
+            raise ToolError(f"There is no tool {name!r}.{_suggest(name, list(tools))} Tools: {', '.join(tools)}.")
+        accepted = list(tools[name].input_schema.get("properties", {}))
+        unknown = [argument for argument in arguments if argument not in accepted]
+        if unknown:
+            listed = " ".join(f"{argument!r}.{_suggest(argument, accepted)}" for argument in unknown)
+            takes = f"takes {', '.join(accepted)}" if accepted else "takes no arguments"
+            raise ToolError(f"{name}: unknown argument {listed} {name} {takes}. Nothing was done.")
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _explain(name: str, error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors(include_url=False):
+        argument = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "missing":
+            problems.append(f"{argument} is missing")
+        else:
+            problems.append(f"{argument}={one_line(repr(problem['input']), 60)}: {problem['msg']}")
+    return f"{name}: {'; '.join(problems)}. Nothing was done."

@@ -1,0 +1,184 @@
+"""Tools that move files between WORKDIR_IN, workspaces and WORKDIR_OUT."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from typing import Annotated, Any
+
+import anyio.to_thread
+from mcp.server.mcpserver import Context
+from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import Field
+
+from kernel_server.errors import FileError, RequestError
+from kernel_server.files import paths
+from kernel_server.files.beneath import opened_folder
+from kernel_server.files.paths import SHARED, ContainerPath, local_relative
+from kernel_server.files.transfer import Sending, free_bytes, open_to_send, receive, write_text
+from kernel_server.sessions.session import Session
+from kernel_server.text import counted, human_size, one_line
+from kernel_server.tools.boundary import KernelMCPServer
+from kernel_server.tools.services import find_host, services
+from kernel_server.transcripts.notebook import make_notebook
+
+SessionId = Annotated[str, Field(description="The id that init returned. Empty: only /workspace/shared can be used.")]
+MAX_SKIPPED_SHOWN = 10
+
+
+async def cp_in(
+    local_path: Annotated[str, Field(description="File or folder in WORKDIR_IN on the host, relative to it.")],
+    ctx: Context,
+    container_path: Annotated[
+        str, Field(description="Where to, relative to the workspace; empty: the same name in the workspace.")
+    ] = "",
+    session_id: SessionId = "",
+) -> CallToolResult:
+    """Copy a file or folder from the host's input folder (WORKDIR_IN) into the session's workspace.
+
+    A folder that exists is merged into: files of the same name are replaced, others stay. A path in
+    /workspace/shared brings it where every session can read it; that needs no session_id.
+    """
+    relative = local_relative(local_path, "local_path", "WORKDIR_IN")
+    host, session = await find_host(ctx, session_id)
+    with opened_folder(services(ctx).input_folder, "WORKDIR_IN") as folder, open_to_send(folder, relative) as sending:
+        target = _target(container_path or sending.name, "container_path", session)
+        path = f"{target.relative}/" if target.folder_meant and target.relative else target.relative
+        async with _in_use(session):
+            at = await host.put(_owner(target, session), path, sending.tar, sending.name)
+        return _text(f"Copied {_amount(sending)} to {_shown(target.shared, at)}.{_left_out(sending.skipped)}")
+
+
+async def cp_out(
+    container_path: Annotated[str, Field(description="File or folder in the workspace, relative to it.")],
+    ctx: Context,
+    local_path: Annotated[
+        str, Field(description="Where to in WORKDIR_OUT on the host, relative to it; empty: the same name.")
+    ] = "",
+    session_id: SessionId = "",
+) -> CallToolResult:
+    """Copy a file or folder from the session's workspace to the host's output folder (WORKDIR_OUT).
+
+    It arrives whole or not at all. An existing file is replaced, an existing folder is merged into.
+    """
+    host, session = await find_host(ctx, session_id)
+    source = _target(container_path, "container_path", session)
+    name = source.name or "workspace"
+    to = local_path or name
+    relative = local_relative(to, "local_path", "WORKDIR_OUT") + ("/" if to.endswith("/") else "")
+    with opened_folder(services(ctx).output_folder, "WORKDIR_OUT") as folder:
+        async with (
+            _in_use(session),
+            host.take(_owner(source, session), source.relative, free_bytes(folder)) as (staged, chunks),
+        ):
+            write = partial(receive, chunks, folder, relative, name=name, files=staged.files, size=staged.size)
+            at = await anyio.to_thread.run_sync(write)
+    what = human_size(staged.size) if staged.kind == "file" else _folder_amount(staged.files, staged.size)
+    return _text(f"Copied {what} to {at!r} in WORKDIR_OUT ({services(ctx).output_folder}).{_left_out(staged.skipped)}")
+
+
+async def edit_file(
+    container_path: Annotated[str, Field(description="Text file in the workspace, relative to it.")],
+    content: Annotated[str, Field(description="The new text: of the whole file, or in place of `old`.")],
+    ctx: Context,
+    session_id: Annotated[str, Field(description="The id that init returned.")] = "",
+    old: Annotated[
+        str, Field(description="Text to replace; it must occur exactly once. Empty: write the whole file.")
+    ] = "",
+) -> CallToolResult:
+    """Write a UTF-8 text file in the session's workspace, or replace one passage of it.
+
+    Folders on the way are made. The file changes whole or not at all. Run a script afterwards with run_file.
+    """
+    for name, text in (("content", content), ("old", old)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"{name} holds a lone surrogate at character {error.start}; it cannot be UTF-8."
+            ) from None
+    host, session = await find_host(ctx, session_id)
+    target = _target(container_path, "container_path", session)
+    if not target.relative or target.folder_meant:
+        raise FileError(f"container_path {container_path!r} is a folder; give the name of a text file.")
+    async with _in_use(session):
+        created = await host.edit(_owner(target, session), target.relative, content, old)
+    did = "Replaced the passage in" if old else "Created" if created else "Overwrote"
+    return _text(f"{did} {_shown(target.shared, target.relative)} ({human_size(len(content.encode()))} written).")
+
+
+async def export_notebook(
+    session_id: Annotated[str, Field(description="The id that init returned; also of a session that has ended.")],
+    ctx: Context,
+    local_path: Annotated[
+        str, Field(description="Where to in WORKDIR_OUT, relative to it; empty: session-<id>.ipynb.")
+    ] = "",
+) -> CallToolResult:
+    """Write all that ran in a session, with its outputs, as a Jupyter notebook to the output folder (WORKDIR_OUT)."""
+    registry = services(ctx).registry
+    journal = registry.journals.find(session_id)
+    if journal is None:
+        registry.get(session_id)  # raises if the id is not one of a session
+        journal = registry.journals.journal(session_id)
+    path = local_path or f"session-{session_id[:8]}.ipynb"
+    relative = local_relative(path, "local_path", "WORKDIR_OUT") + ("/" if path.endswith("/") else "")
+    python = registry.python
+
+    def write() -> tuple[str, int]:
+        cells = list(journal.cells())
+        notebook = make_notebook(cells, session_id, python)
+        with opened_folder(services(ctx).output_folder, "WORKDIR_OUT") as folder:
+            return write_text(folder, relative, notebook, f"session-{session_id[:8]}.ipynb"), len(cells)
+
+    at, count = await anyio.to_thread.run_sync(write)
+    return _text(
+        f"Wrote a notebook of {counted(count, 'cell')} to {at!r} in WORKDIR_OUT ({services(ctx).output_folder})."
+    )
+
+
+def _target(path: str, argument: str, session: Session | None) -> ContainerPath:
+    return paths.container_path(path, argument, session.workspace if session else "")
+
+
+def _owner(path: ContainerPath, session: Session | None) -> str:
+    """The session whose UID does the work; "" for the shared folder, which belongs to the kernel host."""
+    return "" if path.shared or session is None else session.session_id
+
+
+def _in_use(session: Session | None) -> Any:
+    return session.in_use() if session else nullcontext()
+
+
+def _shown(shared: bool, relative: str) -> str:
+    return f"{SHARED}/{relative}" if shared else repr(relative) + " in the workspace"
+
+
+def _amount(sending: Sending) -> str:
+    if not sending.is_folder:
+        return human_size(sending.size)
+    return _folder_amount(sending.files, sending.size)
+
+
+def _folder_amount(files: int, size: int) -> str:
+    return f"{counted(files, 'file')}, {human_size(size)},"
+
+
+def _left_out(skipped: list[str]) -> str:
+    if not skipped:
+        return ""
+    shown = ", ".join(one_line(name) for name in skipped[:MAX_SKIPPED_SHOWN])
+    more = f" and {len(skipped) - MAX_SKIPPED_SHOWN} more" if len(skipped) > MAX_SKIPPED_SHOWN else ""
+    return f" Left out, since only files and folders are copied: {shown}{more}."
+
+
+def _text(text: str) -> CallToolResult:
+    return CallToolResult(content=[TextContent(type="text", text=text)])
+
+
+def register(server: KernelMCPServer) -> None:
+    """Adds the tools of this module."""
+    writing = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False)
+    server.tool(title="Copy in", annotations=writing)(cp_in)
+    server.tool(title="Copy out", annotations=writing)(cp_out)
+    server.tool(title="Edit a file", annotations=writing)(edit_file)
+    server.tool(title="Export the notebook", annotations=writing)(export_notebook)

@@ -1,0 +1,57 @@
+"""What the tools work with: the lifespan's value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from mcp.server.mcpserver import Context
+
+from kernel_server.hosts.base import KernelHost
+from kernel_server.sessions.registry import OnWait, Registry
+from kernel_server.sessions.session import Session
+
+
+@dataclass(frozen=True)
+class Services:
+    """The running parts, and the slice of the settings that tools need.
+
+    Attributes:
+        timeout: default for cells in seconds; 0 is never.
+        output_bytes: budget for the text of one result.
+    """
+
+    registry: Registry
+    input_folder: Path
+    output_folder: Path
+    timeout: float
+    output_bytes: int
+
+
+def services(ctx: Context) -> Services:
+    """The services of the server that serves this request."""
+    return cast(Services, ctx.request_context.lifespan_context)
+
+
+def reporting(ctx: Context) -> OnWait:
+    """Tells the client what is going on while a call waits for the container."""
+    ticks = 0
+
+    async def report(line: str) -> None:
+        nonlocal ticks
+        ticks += 1
+        await ctx.report_progress(ticks, None, line)
+
+    return report
+
+
+async def find_host(ctx: Context, session_id: str) -> tuple[KernelHost, Session | None]:
+    """The kernel host, and the session if an id was given.
+
+    Raises:
+        SessionError: the id is unknown, closed or expired.
+    """
+    registry = services(ctx).registry
+    session = registry.get(session_id) if session_id else None
+    return await registry.host(reporting(ctx)), session

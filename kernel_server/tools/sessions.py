@@ -1,0 +1,108 @@
+"""Tools that make, end and describe sessions."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from mcp.server.mcpserver import Context
+from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import BaseModel, Field
+
+from kernel_server.hosts.base import HostDescription
+from kernel_server.text import counted
+from kernel_server.tools.boundary import KernelMCPServer
+from kernel_server.tools.services import find_host, reporting, services
+
+SESSION_META = "kernel_server/session"
+
+
+class Packages(BaseModel):
+    """What list_packages found."""
+
+    packages: dict[str, str] = Field(description="Version of each package by name.")
+
+
+async def init(ctx: Context) -> CallToolResult:
+    """Start a Python session and return its session_id.
+
+    A session is one IPython kernel with a workspace of its own, inside a container without network. Pass its
+    session_id to the other tools: variables and files stay from call to call, until close_session, or until nobody
+    has used the session for the time that the text names. Sessions do not see each other.
+    """
+    registry = services(ctx).registry
+    session = await registry.open(reporting(ctx))
+    host = await registry.host()
+    text = _describe(session.session_id, session.workspace, host.description, registry.limits.ttl)
+    return CallToolResult(
+        content=[TextContent(type="text", text=text)],
+        _meta={SESSION_META: {"session_id": session.session_id, "workspace": session.workspace}},
+    )
+
+
+def _describe(session_id: str, workspace: str, host: HostDescription, ttl: float) -> str:
+    lines = [
+        f"session_id: {session_id}",
+        f"workspace: {workspace} (the working directory; relative paths are in it)",
+        f"python: {host.python}" + (f", already imported: {', '.join(host.preloaded)}" if host.preloaded else ""),
+        f"expires: {ttl:g} s after its last use",
+        f"network: {host.network}",
+    ]
+    if host.limits:
+        lines.append(f"limits: {host.limits}")
+    lines.append(f"isolation: {host.isolation}")
+    return "\n".join(lines)
+
+
+async def close_session(
+    session_id: Annotated[str, Field(description="The id that init returned.")], ctx: Context
+) -> CallToolResult:
+    """End a session: its kernel and everything it started stop, its workspace is removed.
+
+    Copy out what you want to keep first (cp_out, export_notebook).
+    """
+    await services(ctx).registry.close(session_id)
+    return _text(f"Session {session_id} is closed; its variables and workspace are gone.")
+
+
+async def reset(ctx: Context) -> CallToolResult:
+    """Throw away the container with ALL sessions and their files, and start a fresh one.
+
+    For when something is broken beyond one session; close_session ends a single one.
+    """
+    registry = services(ctx).registry
+    ended = await registry.reset(reporting(ctx))
+    return _text(f"The container is new; ended {counted(ended, 'session')}. Call init for a new session.")
+
+
+async def list_packages(
+    ctx: Context,
+    session_id: Annotated[
+        str, Field(description="The id that init returned; counts what was installed in that session too.")
+    ] = "",
+) -> Annotated[CallToolResult, Packages]:
+    """List name and version of the Python packages that code can import."""
+    host, session = await find_host(ctx, session_id)
+    if session is None:
+        found = await host.packages("")
+    else:
+        async with session.in_use():
+            found = await host.packages(session_id)
+    text = "\n".join(f"{name}=={version}" for name, version in found)
+    return CallToolResult(content=[TextContent(type="text", text=text)], structured_content={"packages": dict(found)})
+
+
+def _text(text: str) -> CallToolResult:
+    return CallToolResult(content=[TextContent(type="text", text=text)])
+
+
+def register(server: KernelMCPServer) -> None:
+    """Adds the tools of this module."""
+    ending = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False)
+    server.tool(title="Start a session", annotations=ToolAnnotations(destructive_hint=False, open_world_hint=False))(
+        init
+    )
+    server.tool(title="Close a session", annotations=ending)(close_session)
+    server.tool(title="Reset everything", annotations=ending)(reset)
+    server.tool(title="List packages", annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))(
+        list_packages
+    )

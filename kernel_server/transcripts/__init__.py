@@ -1,0 +1,1 @@
+"""What a session did: a journal while it runs, a notebook on request."""

@@ -1,0 +1,161 @@
+"""A session's journal: one JSON line for each finished cell, written before the result is sent.
+
+Append-only, so that a crash can only tear the last line, and the reader passes over a torn one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from kernel_server.errors import FileError
+from kernel_server.kernels.outputs import Display, Error, Output, Outputs, Stream
+
+logger = logging.getLogger(__name__)
+
+KEPT_SECONDS = 7 * 24 * 3600.0  # journals of ended sessions can be exported for so long
+_SESSION_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class JournaledCell:
+    """A finished cell.
+
+    Attributes:
+        source: what a person reads as the cell.
+        status: as in the result: ok, error, interrupted, timeout, died.
+        begun, ended: wall time, UTC.
+        notes: what was said beside the outputs.
+    """
+
+    source: str
+    outputs: Outputs
+    execution_count: int
+    status: str
+    generation: int
+    begun: datetime
+    ended: datetime
+    notes: list[str] = field(default_factory=list)
+
+
+class Journal:
+    """The journal file of one session; made with its first cell, 0600."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, cell: JournaledCell) -> None:
+        """Writes a cell and flushes it to the disk.
+
+        Raises:
+            FileError: the disk is full or the folder is gone; the cells written before stay good.
+        """
+        record = {
+            "source": cell.source,
+            "execution_count": cell.execution_count,
+            "status": cell.status,
+            "generation": cell.generation,
+            "begun": cell.begun.isoformat(),
+            "ended": cell.ended.isoformat(),
+            "notes": cell.notes,
+            "outputs": [notebook_output(output) for output in cell.outputs.items],
+        }
+        line = json.dumps(record).encode() + b"\n"  # ASCII: a lone surrogate stays an escape
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                _write_all(descriptor, line)
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise FileError(
+                f"The cell ran, but it could not be recorded in {self.path.parent}: {error.strerror}. "
+                "Free some disk space or set PY_EXEC_STATE_DIR."
+            ) from error
+
+    def cells(self) -> Iterator[dict[str, Any]]:
+        """The recorded cells in order; a torn last line is passed over."""
+        try:
+            with open(self.path, "rb") as file:
+                for line in file:
+                    try:
+                        yield json.loads(line)
+                    except ValueError:
+                        logger.warning("%s: a torn line is passed over", self.path)
+        except FileNotFoundError:
+            return
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    """Writes a line; a part that was written before an error is taken back."""
+    before = os.fstat(descriptor).st_size
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except OSError:
+        os.ftruncate(descriptor, before)
+        raise
+
+
+def notebook_output(output: Output) -> dict[str, Any]:
+    """An output as nbformat 4 has it.
+
+    Source: https://nbformat.readthedocs.io/en/latest/format_description.html
+    """
+    match output:
+        case Stream():
+            return {"output_type": "stream", "name": output.name, "text": output.text}
+        case Error():
+            return {
+                "output_type": "error",
+                "ename": output.ename,
+                "evalue": output.evalue,
+                "traceback": output.traceback,
+            }
+        case Display(execution_count=None):
+            return {"output_type": "display_data", "data": output.data, "metadata": output.metadata}
+        case Display():
+            return {
+                "output_type": "execute_result",
+                "data": output.data,
+                "metadata": output.metadata,
+                "execution_count": output.execution_count,
+            }
+
+
+class JournalFolder:
+    """Where the journals of all sessions are."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def journal(self, session_id: str) -> Journal:
+        """The journal of a session, also of one that has ended."""
+        return Journal(self._folder / f"{session_id}.jsonl")
+
+    def find(self, session_id: str) -> Journal | None:
+        """The journal of a session that has run something, by an id that a client sent."""
+        if not _SESSION_ID.fullmatch(session_id):
+            return None
+        journal = self.journal(session_id)
+        return journal if journal.path.is_file() else None
+
+    def sweep(self) -> None:
+        """Removes journals that have not been written to for KEPT_SECONDS."""
+        for path in self._folder.glob("*.jsonl"):
+            try:
+                if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                    path.unlink()
+            except OSError as error:
+                logger.debug("could not remove %s: %s", path, error)
