@@ -14,7 +14,8 @@ from kernel_server.config import Settings, describe_settings, load_settings
 from kernel_server.errors import ConfigurationError, KernelServerError
 
 COMMANDS = ("serve", "dev", "build")
-INSPECTOR = "@modelcontextprotocol/inspector"
+# Named by its major version: with an older Node.js, npx would silently take the old Inspector 0.15.
+INSPECTOR = "@modelcontextprotocol/inspector@2"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

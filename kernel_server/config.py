@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from kernel_server.errors import ConfigurationError
 from kernel_server.hosts.images import DEFAULT_IMAGE
@@ -40,6 +40,12 @@ def _path(value: object) -> object:
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
+def _existing_file(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    return path
+
+
 Bytes = Annotated[int, BeforeValidator(parse_size)]
 Folder = Annotated[Path, BeforeValidator(_path)]
 SIZE_FORM = "a size such as 512m or 4g"
@@ -53,7 +59,12 @@ class Settings(BaseSettings):
     """Every setting of the server; frozen. Times are seconds, sizes bytes."""
 
     model_config = SettingsConfigDict(
-        frozen=True, env_file=".env", env_file_encoding="utf-8", extra="ignore", env_ignore_empty=True
+        frozen=True,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        extra="ignore",
+        env_ignore_empty=True,
+        allow_inf_nan=False,
     )
 
     workdir: Folder = _setting("WORKDIR", Path(), "Default of WORKDIR_IN and WORKDIR_OUT.", "a folder")
@@ -87,7 +98,7 @@ class Settings(BaseSettings):
         "PY_EXEC_OUTPUT_BYTES",
         10_000,
         "Text of one result; more is cut in the middle. The notebook keeps more.",
-        SIZE_FORM,
+        "a size of 1000 bytes or more, such as 10k",
         ge=1000,
     )
     memory: Bytes = _setting("PY_EXEC_MEMORY", 4 << 30, "Memory limit of the container; 0 is none.", SIZE_FORM, ge=0)
@@ -99,7 +110,7 @@ class Settings(BaseSettings):
         ge=0,
     )
     cpus: float = _setting("PY_EXEC_CPUS", 0.0, "CPUs of the container; 0 is all.", "a number, 0 or more", ge=0)
-    preload: Annotated[list[str], BeforeValidator(_split)] = _setting(
+    preload: Annotated[list[str], NoDecode, BeforeValidator(_split)] = _setting(  # NoDecode: no JSON in the environment
         "PY_EXEC_PRELOAD",
         "numpy,pandas,matplotlib.pyplot",
         "Modules imported once, before any kernel is forked; those the image lacks are passed over.",
@@ -111,12 +122,12 @@ class Settings(BaseSettings):
         "Where the server keeps notebooks of sessions, locks and logs.",
         "a folder",
     )
-    ca_bundle: Folder | None = _setting(
+    ca_bundle: Annotated[Folder, AfterValidator(_existing_file)] | None = _setting(
         "PY_EXEC_CA_BUNDLE",
         None,
         "PEM file of the CAs to trust when the image is built and by `pip` inside, for networks that inspect TLS."
         f" Default: the file that {', '.join(CA_VARIABLES)} name.",
-        "a file",
+        "a file that exists; there is no such file",
     )
     build_network: str = _setting(
         "PY_EXEC_BUILD_NETWORK",
@@ -175,12 +186,11 @@ def load_settings(arguments: Mapping[str, str] | None = None) -> Settings:
     """
     given: dict[str, Any] = dict(arguments or {})
     try:
-        settings = Settings(**given)
+        return Settings(**given)
     except ValidationError as error:
         raise ConfigurationError([_explain(problem) for problem in error.errors()]) from error
-    if settings.ca_bundle is not None and not settings.ca_bundle.is_file():
-        raise ConfigurationError([f"PY_EXEC_CA_BUNDLE={str(settings.ca_bundle)!r}: there is no such file"])
-    return settings
+    except UnicodeDecodeError as error:
+        raise ConfigurationError([f".env in {os.getcwd()}: needs UTF-8 text (byte {error.start} is none)"]) from error
 
 
 def _explain(problem: Any) -> str:

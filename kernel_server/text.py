@@ -26,21 +26,37 @@ def encodable(text: str) -> str:
 
 
 def settle(text: str) -> str:
-    """What a terminal shows after carriage returns and backspaces: progress bars as their last state."""
+    """What a terminal shows after carriage returns and backspaces: progress bars as their last state.
+
+    Linear in the length of the text, which comes from a session.
+    """
     if "\b" in text:
-        while (shorter := re.sub(r"[^\b\n]\b", "", text)) != text:
-            text = shorter
-        text = text.replace("\b", "")
+        text = _erase(text)
     if "\r" not in text:
         return text
     return "\n".join(_last_state(line) for line in text.replace("\r\n", "\n").split("\n"))
 
 
+def _erase(text: str) -> str:
+    """Each backspace takes the character before it away, within its line."""
+    shown: list[str] = []
+    for character in text:
+        if character != "\b":
+            shown.append(character)
+        elif shown and shown[-1] != "\n":
+            shown.pop()
+    return "".join(shown)
+
+
 def _last_state(line: str) -> str:
-    shown = ""
-    for part in line.split("\r"):
-        shown = part + shown[len(part) :]
-    return shown
+    """Each part between carriage returns covers the beginning of those before it."""
+    pieces: list[str] = []
+    covered = 0
+    for part in reversed(line.split("\r")):
+        if len(part) > covered:
+            pieces.append(part[covered:])
+            covered = len(part)
+    return "".join(pieces)
 
 
 def cut_middle(text: str, limit: int, how_to_get_the_rest: str, dropped: int = 0) -> str:

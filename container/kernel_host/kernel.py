@@ -16,11 +16,14 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import zmq
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
+from IPython.core.events import EventManager
+from IPython.core.profiledir import ProfileDir
 
 from . import identity
 
@@ -45,10 +48,36 @@ class KernelLaunch:
 
 
 class SessionKernel(IPythonKernel):
-    """ipykernel's kernel without the debugger."""
+    """ipykernel's kernel without the debugger, and with interrupts that reach only the session's own code.
+
+    ipykernel raises KeyboardInterrupt wherever the signal finds it while it handles a request; in its own code the
+    reply or `idle` is lost then, and the client waits for ever.
+    """
+
+    def pre_handler_hook(self) -> None:
+        """Sets the handler of SIGINT for the length of a request."""
+        self.saved_sigint_handler = signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if self._in_session_code(frame):
+            raise KeyboardInterrupt
+
+    def _in_session_code(self, frame: FrameType | None) -> bool:
+        """True if a frame of a cell, or of what runs right after one (such as drawing its figures), is on the stack."""
+        namespace = self.shell.user_global_ns
+        while frame is not None:
+            if frame.f_globals is namespace or (frame.f_back and frame.f_back.f_code is EventManager.trigger.__code__):
+                return True
+            frame = frame.f_back
+        return False
 
     async def poll_stopped_queue(self) -> None:
         """There is no debugger whose queue could be polled."""
+
+
+class _BareProfileDir(ProfileDir):
+    def check_dirs(self) -> None:
+        """Nothing is kept in a profile here."""
 
 
 class SessionKernelApp(IPKernelApp):
@@ -78,6 +107,14 @@ class SessionKernelApp(IPKernelApp):
     def init_heartbeat(self) -> None:
         """Done in `bind_channels`."""
 
+    def parse_command_line(self, argv: object = None) -> None:
+        """There is none; building its parser takes 10 ms."""
+
+    def init_profile_dir(self) -> None:
+        """Without the folders and the README that IPython puts into a new profile."""
+        location = f"{os.environ['IPYTHONDIR']}/profile_default"
+        self.profile_dir = _BareProfileDir(location=location, parent=self)
+
     def init_connection_file(self) -> None:
         """The server knows the connection; there is no file with the key for a session to find."""
 
@@ -92,7 +129,7 @@ class SessionKernelApp(IPKernelApp):
         self._ports = {name.removesuffix("_port"): port for name, port in PORTS.items()}
 
 
-def run(launch: KernelLaunch, ready: Callable[[], None]) -> None:
+def run(launch: KernelLaunch, ready: Callable[[SessionKernelApp], None]) -> None:
     """Becomes the kernel of `launch`, calls `ready` once it answers on its sockets, serves until it is told to exit."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -109,7 +146,7 @@ def run(launch: KernelLaunch, ready: Callable[[], None]) -> None:
     _set_environment(launch)
     _forget_shared_state()
     app.initialize([])
-    ready()
+    ready(app)
     app.start()
 
 

@@ -7,7 +7,6 @@ kernel is forked from it and inherits its memory.
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import os
 import selectors
@@ -25,6 +24,7 @@ from . import PROTOCOL, children, files, identity
 from .children import Child
 from .config import Config
 from .files import Refused
+from .preload import preload, rehearse
 
 MAX_LINE_BYTES = 1 << 20  # ids, paths and numbers only
 SPAWN_SECONDS = 30.0
@@ -287,7 +287,7 @@ class Server:
             )
             answer = {"pid": os.getpid(), "key": key, "ip": f"{session.slot}/s", "workspace": launch.workspace}
 
-            def ready() -> None:
+            def ready(_app: object) -> None:
                 report({"result": answer})
                 report.close()  # what the session forks must not hold it open
 
@@ -588,37 +588,15 @@ def _effective_capabilities() -> str:
         return next(line.split()[1] for line in file if line.startswith("CapEff"))
 
 
-def _preload(names: list[str]) -> list[str]:
-    """Imports what every kernel needs and what the image has of `names`; returns what was imported of `names`."""
-    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    # No debugger: importing debugpy is most of a kernel's start, and it would listen on a port without a password.
-    sys.modules["debugpy"] = None  # type: ignore[assignment]  # makes the import fail, as if it were not installed
-    import ipykernel.debugger
-    import ipykernel.ipkernel
-    import ipykernel.zmqshell  # noqa: F401
-
-    del sys.modules["debugpy"]
-    from . import kernel  # noqa: F401
-
-    loaded = []
-    for name in names:
-        try:
-            importlib.import_module(name)
-            loaded.append(name)
-        except Exception as error:  # an image's broken package must not keep every kernel from starting
-            if not isinstance(error, ModuleNotFoundError):
-                print(f"kernel_host: could not preload {name}: {error!r}", file=sys.stderr)
-    # The inline backend registers itself with the running shell when it is first imported: in the child.
-    sys.modules.pop("matplotlib_inline.backend_inline", None)
-    return loaded
-
-
 def main() -> None:
     """Entry point of the kernel host."""
+    if sys.argv[1:2] == ["--rehearse"]:
+        rehearse(sys.argv[2])
+        return
     config = Config.from_environment()
     if config.isolation == "uid" and not identity.in_own_pid_namespace():
         sys.exit("kernel_host: refused: isolation by UID needs a container with a PID namespace and an init of its own")
-    preloaded = _preload(config.preload)
+    preloaded = preload(config.preload)
     # The fork happens with native threads around (OpenBLAS restarts its own); Python >= 3.12 warns about any.
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*", category=DeprecationWarning)
     gc.collect()

@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from kernel_server.errors import EngineError, EngineUnavailable, ImageUnavailable
 from kernel_server.hosts.advice import why_unreachable
@@ -407,7 +407,7 @@ class Engine:
     def attach(self, container_id: str) -> Iterator[bytes]:
         """What the container's main process writes; ends with the container. Attached when this returns."""
         with _mapped("attach to the container"):
-            return cast("Iterator[bytes]", self._bulk().attach(container_id, stream=True, logs=False))
+            return _to_its_end(self._bulk().attach(container_id, stream=True, logs=False))
 
     def remove_container(self, container_id: str) -> None:
         """Kills and removes it with its anonymous volumes; no error if it is gone or going."""
@@ -443,6 +443,15 @@ class Engine:
                     version=self._client.api_version, timeout=BULK_TIMEOUT, **docker.utils.kwargs_from_env()
                 )
             return self._bulk_client
+
+
+def _to_its_end(stream: Any) -> Generator[bytes]:
+    """The chunks of an attached stream; its socket, which docker-py would leave open, is closed afterwards."""
+    try:
+        yield from stream
+    finally:
+        with contextlib.suppress(OSError):  # the other end may have closed it
+            stream.close()
 
 
 def _local_address() -> str:

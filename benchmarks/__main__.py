@@ -1,0 +1,25 @@
+"""`make bench`: prints every ratio that the project promises, measured in one run on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from benchmarks import spine
+from benchmarks.measure import Comparison, print_table
+
+PARTS = (spine.warm_cell, spine.first_dataframe, spine.memory, spine.files)
+
+
+async def main(wanted: list[str]) -> None:
+    """Runs the parts whose names are given, or all."""
+    comparisons: list[Comparison] = []
+    async with spine.started_server() as server:
+        for part in PARTS:
+            if not wanted or part.__name__ in wanted:
+                print(f"measuring {part.__name__} …", file=sys.stderr)
+                comparisons += await part(server)
+    print_table(comparisons)
+
+
+asyncio.run(main(sys.argv[1:]))
