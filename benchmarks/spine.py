@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import docker
 from jupyter_client.asynchronous.client import AsyncKernelClient
@@ -109,8 +109,9 @@ async def warm_cell(server: Server) -> list[Comparison]:
     socket = server.run_dir / Path(path).relative_to("/run/kernel_server")
     client = AsyncKernelClient()
     names = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
-    ports: dict[str, Any] = {name: number for number, name in enumerate(names, 1)}
-    client.load_connection_info({"transport": "ipc", "ip": str(socket), "key": key.encode(), **ports})
+    connection: dict[str, Any] = {name: number for number, name in enumerate(names, 1)}
+    connection.update(transport="ipc", ip=str(socket), key=key.encode())
+    client.load_connection_info(cast("Any", connection))
     client.start_channels(hb=False)
     await client.wait_for_ready(timeout=10)
 

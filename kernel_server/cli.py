@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from kernel_server import __version__
-from kernel_server.config import Settings, describe_settings, load_settings
+from kernel_server.config import Settings, describe_settings, given_in_environment, load_settings
 from kernel_server.errors import ConfigurationError, KernelServerError
 
 COMMANDS = ("serve", "dev", "build")
@@ -84,14 +84,15 @@ def _warn_about_folders(settings: Settings) -> None:
 
 
 def _dev(named: dict[str, str]) -> NoReturn:
-    """Starts the Inspector with the settings as arguments of the server: it passes no environment on."""
+    """Starts the Inspector, and through it this server with the same settings: it passes no environment on by itself."""
     npx = shutil.which("npx")
     if npx is None:
         sys.exit("kernel-server dev: npx was not found; install Node.js 22.19 or newer")
+    variables = [part for name, value in given_in_environment().items() for part in ("-e", f"{name}={value}")]
     settings = [part for name, value in named.items() for part in (f"--{name}", value)]
-    server = [sys.executable, "-m", "kernel_server", "serve", *settings]
-    environment = {**os.environ, "npm_config_yes": "true"}
-    os.execve(npx, [npx, INSPECTOR, *server[:1], "--", *server[1:]], environment)  # noqa: S606 - no shell wanted
+    # Arguments of the server stand behind `--`, or the Inspector would take them for its own.
+    command = [npx, INSPECTOR, *variables, sys.executable, "--", "-m", "kernel_server", "serve", *settings]
+    os.execve(npx, command, {**os.environ, "npm_config_yes": "true"})  # noqa: S606 - no shell wanted
 
 
 def _build(settings: Settings) -> int:

@@ -20,6 +20,8 @@ from kernel_server.hosts.images import DEFAULT_IMAGE
 
 # Variables by which users tell other programs of a private CA; the first that is set counts.
 CA_VARIABLES = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+# Variables by which they tell every Docker client where the engine is.
+ENGINE_VARIABLES = ("DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY")
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -67,10 +69,14 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
     )
 
-    workdir: Folder = _setting("WORKDIR", Path(), "Default of WORKDIR_IN and WORKDIR_OUT.", "a folder")
-    workdir_in: Folder | None = _setting("WORKDIR_IN", None, "The only host folder that `cp_in` reads.", "a folder")
+    workdir: Folder = _setting(
+        "WORKDIR", Path(), "Default of the two below; without it, the current folder.", "a folder"
+    )
+    workdir_in: Folder | None = _setting(
+        "WORKDIR_IN", None, "The only folder of the host that `cp_in` reads.", "a folder"
+    )
     workdir_out: Folder | None = _setting(
-        "WORKDIR_OUT", None, "The only host folder that `cp_out` and `export_notebook` write.", "a folder"
+        "WORKDIR_OUT", None, "The only folder of the host that `cp_out` and `export_notebook` write to.", "a folder"
     )
     image: str = _setting(
         "DOCKER_IMAGE",
@@ -86,18 +92,31 @@ class Settings(BaseSettings):
         "docker or local",
     )
     session_ttl: float = _setting(
-        "PY_EXEC_SESSION_TTL", 600.0, "A session ends so long after its last use.", "seconds above 0", gt=0
+        "PY_EXEC_SESSION_TTL",
+        600.0,
+        "Seconds after its last use until a session ends; a running cell is use.",
+        "seconds above 0",
+        gt=0,
     )
     session_max: int = _setting(
-        "PY_EXEC_SESSION_MAX", 32, "So many sessions at a time.", "a whole number from 1 to 500", ge=1, le=500
+        "PY_EXEC_SESSION_MAX",
+        32,
+        "How many sessions there may be at a time.",
+        "a whole number from 1 to 500",
+        ge=1,
+        le=500,
     )
     timeout: float = _setting(
-        "PY_EXEC_TIMEOUT", 300.0, "A cell is interrupted after this time; 0 is never.", "seconds, 0 or more", ge=0
+        "PY_EXEC_TIMEOUT",
+        300.0,
+        "Seconds until a cell is interrupted, unless the call says otherwise; 0 is never.",
+        "seconds, 0 or more",
+        ge=0,
     )
     output_bytes: Bytes = _setting(
         "PY_EXEC_OUTPUT_BYTES",
         10_000,
-        "Text of one result; more is cut in the middle. The notebook keeps more.",
+        "Most bytes of text in one result; more is cut in the middle. The notebook keeps more.",
         "a size of 1000 bytes or more, such as 10k",
         ge=1000,
     )
@@ -105,7 +124,7 @@ class Settings(BaseSettings):
     session_memory: Bytes = _setting(
         "PY_EXEC_SESSION_MEMORY",
         2 << 30,
-        "Private memory of one process of a session; more is a MemoryError. 0 is no limit.",
+        "Memory limit of each process of a session; beyond it is a MemoryError; 0 is none.",
         SIZE_FORM,
         ge=0,
     )
@@ -119,20 +138,20 @@ class Settings(BaseSettings):
     state_dir: Folder = _setting(
         "PY_EXEC_STATE_DIR",
         Path(platformdirs.user_state_dir("kernel-server")),
-        "Where the server keeps notebooks of sessions, locks and logs.",
+        "Where the server keeps what ran in each session, for `export_notebook`, and its locks.",
         "a folder",
     )
     ca_bundle: Annotated[Folder, AfterValidator(_existing_file)] | None = _setting(
         "PY_EXEC_CA_BUNDLE",
         None,
-        "PEM file of the CAs to trust when the image is built and by `pip` inside, for networks that inspect TLS."
-        f" Default: the file that {', '.join(CA_VARIABLES)} name.",
+        "PEM file of the authorities to trust while the image is built, for networks that inspect TLS."
+        f" Without it, the first file that {', '.join(CA_VARIABLES)} names.",
         "a file that exists; there is no such file",
     )
     build_network: str = _setting(
         "PY_EXEC_BUILD_NETWORK",
         "",
-        "Network of the image build: `default`, `host`; empty tries the engine's default, then `host`.",
+        "Network of the image build, such as `host`; empty tries the engine's default, then `host`.",
         "default, host or the name of a network",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _setting(
@@ -176,6 +195,12 @@ def _written(name: str, default: Any) -> str:
     if name in ("PY_EXEC_MEMORY", "PY_EXEC_SESSION_MEMORY"):
         return f"{default >> 30}g"
     return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def given_in_environment() -> dict[str, str]:
+    """The variables that this process was given and that a server with the same behaviour needs."""
+    names = [name for name, _, _ in describe_settings()]
+    return {name: os.environ[name] for name in (*names, *ENGINE_VARIABLES, *CA_VARIABLES) if os.environ.get(name)}
 
 
 def load_settings(arguments: Mapping[str, str] | None = None) -> Settings:

@@ -109,9 +109,10 @@ def receive(root: int, staging: int, name: str, target: str) -> dict[str, Any]:
     A folder that exists is merged into: other files stay, the same names are replaced. What cannot be done
     is found out before anything moves.
     """
-    target = target.rstrip("/") if target.strip("/") else ""
+    folder_meant = target.endswith("/")
+    target = target.strip("/")
     parent_path, _, last = target.rpartition("/")
-    if last in ("", ".", ".."):
+    if folder_meant or last in ("", "."):
         parent_path, last = target, name
     parent = _make_folders(root, parent_path)
     try:

@@ -103,6 +103,11 @@ class Control:
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             raise HostLost("The kernel host is gone.") from error
 
+    def close(self) -> None:
+        """Ends the stream of events for good."""
+        self._event_sender.close()
+        self._events.close()
+
     async def read(self) -> None:
         """Routes answers and events until the connection ends; one task runs it."""
         try:
@@ -150,8 +155,11 @@ async def connect_control(path: Path, seconds: float, ended: anyio.Event) -> Asy
                 "Build the image again with `kernel-server build`."
             )
         control = Control(stream, lines, hello)
-        async with running(control.read):
-            yield control
+        try:
+            async with running(control.read):
+                yield control
+        finally:
+            control.close()
 
 
 async def _connect(path: Path, seconds: float, ended: anyio.Event) -> SocketStream:

@@ -39,7 +39,7 @@ class ControlledHost:
     def __init__(self, control: Control, run_dir: Path, archive: Archive, description: HostDescription) -> None:
         self.description = description
         self._control = control
-        self._run_dir = run_dir
+        self.run_dir = run_dir
         self._archive = archive
         self._limiter = anyio.CapacityLimiter(8)  # engine calls at a time
         self._oom_kills = 0
@@ -51,7 +51,7 @@ class ControlledHost:
             raise KernelError(f"The kernel did not start: {error}") from error
         connection = {
             "transport": "ipc",
-            "ip": str(self._run_dir / result["ip"]),
+            "ip": str(self.run_dir / result["ip"]),
             "key": result["key"],
             "signature_scheme": SIGNATURE_SCHEME,
             "shell_port": 1,
@@ -95,7 +95,7 @@ class ControlledHost:
         import json
 
         name = secrets.token_hex(16)
-        request = anyio.Path(self._run_dir / name)
+        request = anyio.Path(self.run_dir / name)
         try:
             await request.write_bytes(json.dumps({"content": content, "old": old}).encode())
             result = await self._file_request("edit", session_id=session_id, path=path, content_file=name)

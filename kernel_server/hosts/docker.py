@@ -44,6 +44,10 @@ CAPABILITIES = ("SETUID", "SETGID", "CHOWN", "KILL")
 FIRST_UID, UIDS_PER_SERVER, MAX_SERVERS = 20_000, 1_000, 40
 PROCESSES_PER_SESSION = 256  # threads count too; a kernel has about 12
 OPEN_FILES_PER_SESSION = 4_096
+UNREACHABLE_HINT = (
+    "The container runs, but its sockets do not appear in {run_dir}: an engine in a virtual machine, a snap or another "
+    "container does not share that folder. Set TMPDIR to a folder that the engine can see."
+)
 SHM_BYTES = 256 << 20
 TMP_BYTES = 256 << 20
 
@@ -214,6 +218,8 @@ async def _started(engine: Engine, container_id: str, run_dir: Path) -> AsyncIte
     except HostLost as error:
         if said:
             raise HostLost(f"{error} It said: {''.join(said).strip()[-2000:]}") from error
+        if not ended.is_set():
+            raise HostLost(f"{error} {UNREACHABLE_HINT.format(run_dir=run_dir)}") from error
         raise
 
 

@@ -20,7 +20,7 @@ import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from kernel_server.errors import KernelError
-from kernel_server.kernels.outputs import Error, Outputs, error_of
+from kernel_server.kernels.outputs import Error, Outputs, count_of, error_of
 from kernel_server.tasks import running
 
 logger = logging.getLogger(__name__)
@@ -220,13 +220,12 @@ def _reply_of(content: dict[str, Any]) -> Reply:
     status: ReplyStatus = "ok"
     if content.get("status") in ("error", "aborted"):
         status = content["status"]
-    count = content.get("execution_count")
     payload = content.get("payload")
     exiting = isinstance(payload, list) and any(
         isinstance(item, dict) and item.get("source") == "ask_exit" and not item.get("keepkernel") for item in payload
     )
     error = error_of(content) if status == "error" else None
-    return Reply(status, count if isinstance(count, int) else 0, exiting, error)
+    return Reply(status, count_of(content) or 0, exiting, error)
 
 
 @contextmanager

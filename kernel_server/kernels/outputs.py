@@ -6,23 +6,47 @@ Source: Jupyter messaging 5.4, https://jupyter-client.readthedocs.io/en/stable/m
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 # Kept of one cell; the head and the tail survive. Large enough for a notebook, small enough for 32 sessions.
 MAX_TEXT_BYTES = 4 << 20
+MAX_TAIL_BYTES = 1 << 20
+MAX_OLDER_TAIL_BYTES = 2_000  # of a text that others have followed
 MAX_RICH_BYTES = 32 << 20
 MAX_OUTPUTS = 2_000
+MAX_ERRORS = 20
+MAX_ERROR_BYTES = 200_000  # of its value, and of its traceback
+MAX_DEPTH = 100  # of JSON that is displayed; every reader of a notebook is recursive
+PIECE_BYTES = 4 << 10  # pieces of text are joined up to here, so that a flood of small ones takes linear time
 
 
-@dataclass
 class Stream:
-    """Printed text; carriage returns and ANSI codes as they came."""
+    """Printed text; carriage returns and ANSI codes as they came.
 
-    name: Literal["stdout", "stderr"]
-    head: str = ""
-    tail: str = ""
-    dropped: int = 0
+    Attributes:
+        name: stdout or stderr.
+        dropped: characters that are missing between head and tail.
+    """
+
+    def __init__(self, name: Literal["stdout", "stderr"], head: str = "", tail: str = "", dropped: int = 0) -> None:
+        self.name = name
+        self.dropped = dropped
+        self._head = [head]
+        self._tail = deque([tail] if tail else ())
+        self._tail_size = len(tail)
+
+    @property
+    def head(self) -> str:
+        """What came first."""
+        return "".join(self._head)
+
+    @property
+    def tail(self) -> str:
+        """What came last, if there was more than fits into the head."""
+        return "".join(self._tail)
 
     @property
     def text(self) -> str:
@@ -33,19 +57,48 @@ class Stream:
 
     def write(self, text: str, room: int) -> int:
         """Appends `text`; keeps about `room` more characters, the rest only as a tail. Returns how many were kept."""
-        taken = text[: max(0, room)]
-        if not self.tail and not self.dropped:
-            self.head += taken
-            text = text[len(taken) :]
-        else:
-            taken = ""
-        if text:
-            self.tail += text
-            surplus = len(self.tail) - MAX_TEXT_BYTES // 4
-            if surplus > 0:
-                self.dropped += surplus
-                self.tail = self.tail[surplus:]
+        taken = text[: max(0, room)] if not self._tail else ""
+        if taken:
+            _append(self._head, taken)
+        if text := text[len(taken) :]:
+            self.dropped += max(0, len(text) - MAX_TAIL_BYTES)
+            text = text[-MAX_TAIL_BYTES:]
+            _append(self._tail, text)
+            self._tail_size += len(text)
+            while self._tail_size - len(self._tail[0]) >= MAX_TAIL_BYTES:
+                self._drop(self._tail.popleft())
         return len(taken)
+
+    def shorten_tail(self) -> None:
+        """Other outputs follow: what is last is elsewhere now."""
+        if self._tail_size > MAX_OLDER_TAIL_BYTES:
+            tail = self.tail
+            self._drop(tail[:-MAX_OLDER_TAIL_BYTES])
+            self._tail = deque([tail[-MAX_OLDER_TAIL_BYTES:]])
+
+    def _drop(self, text: str) -> None:
+        self._tail_size -= len(text)
+        self.dropped += len(text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stream) and (self.name, self.head, self.tail, self.dropped) == (
+            other.name,
+            other.head,
+            other.tail,
+            other.dropped,
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __repr__(self) -> str:
+        return f"Stream({self.name!r}, {self.head!r}, {self.tail!r}, {self.dropped})"
+
+
+def _append(pieces: MutableSequence[str], text: str) -> None:
+    if pieces and len(pieces[-1]) < PIECE_BYTES:
+        pieces[-1] += text
+    else:
+        pieces.append(text)
 
 
 @dataclass
@@ -83,6 +136,7 @@ class Outputs:
     dropped: int = 0
     _text_kept: int = 0
     _rich_kept: int = 0
+    _newest_text: Stream | None = None
     _clear_pending: bool = False
 
     def fold(self, msg_type: str, content: dict[str, Any]) -> None:
@@ -96,21 +150,33 @@ class Outputs:
                 self._update_display(content)
             case "error":
                 self._clear_if_pending()
-                self.items.append(error_of(content))
+                self.add_error(error_of(content))
             case "clear_output":
                 self._clear_pending = bool(content.get("wait"))
                 if not self._clear_pending:
-                    self.items.clear()
+                    self._clear()
 
     @property
     def error(self) -> Error | None:
         """The exception that ended the cell, if one did."""
         return next((item for item in reversed(self.items) if isinstance(item, Error)), None)
 
+    def add_error(self, error: Error) -> None:
+        """Appends an error, which is kept whatever came before: it says how the cell ended."""
+        errors = [index for index, item in enumerate(self.items) if isinstance(item, Error)]
+        if len(errors) >= MAX_ERRORS:
+            del self.items[errors[-1]]
+            self.dropped += 1
+        self.items.append(error)
+
     def _clear_if_pending(self) -> None:
         if self._clear_pending:
             self._clear_pending = False
-            self.items.clear()
+            self._clear()
+
+    def _clear(self) -> None:
+        self.items.clear()
+        self._text_kept = self._rich_kept = 0
 
     def _add_stream(self, content: dict[str, Any]) -> None:
         self._clear_if_pending()
@@ -119,26 +185,35 @@ class Outputs:
         if not isinstance(last, Stream) or last.name != name:
             if self._full():
                 return
-            last = Stream(name)
+            if isinstance(self._newest_text, Stream):
+                self._newest_text.shorten_tail()
+            last = self._newest_text = Stream(name)
             self.items.append(last)
         self._text_kept += last.write(str(content.get("text", "")), MAX_TEXT_BYTES - self._text_kept)
 
     def _add_display(self, msg_type: str, content: dict[str, Any]) -> None:
         self._clear_if_pending()
         data, metadata = _bundle(content)
-        size = sum(len(str(value)) for value in data.values())
-        if self._full() or self._rich_kept + size > MAX_RICH_BYTES:
+        size = _size(data, metadata)
+        if self._full():
+            return
+        if self._rich_kept + size > MAX_RICH_BYTES:
             self.dropped += 1
             return
         self._rich_kept += size
-        count = content.get("execution_count") if msg_type == "execute_result" else None
-        self.items.append(Display(data, metadata, count if isinstance(count, int) else None, _display_id(content)))
+        count = count_of(content) if msg_type == "execute_result" else None
+        self.items.append(Display(data, metadata, count, _display_id(content)))
 
     def _update_display(self, content: dict[str, Any]) -> None:
         display_id = _display_id(content)
         data, metadata = _bundle(content)
         for item in self.items:
             if isinstance(item, Display) and display_id and item.display_id == display_id:
+                growth = _size(data, metadata) - _size(item.data, item.metadata)
+                if self._rich_kept + growth > MAX_RICH_BYTES:
+                    self.dropped += 1
+                    return
+                self._rich_kept += growth
                 item.data, item.metadata = data, metadata
 
     def _full(self) -> bool:
@@ -151,9 +226,30 @@ class Outputs:
 def _bundle(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     data, metadata = content.get("data"), content.get("metadata")
     return (
-        {str(key): value for key, value in data.items()} if isinstance(data, dict) else {},
-        metadata if isinstance(metadata, dict) else {},
+        {str(key): value for key, value in data.items() if not _is_deep(value)} if isinstance(data, dict) else {},
+        metadata if isinstance(metadata, dict) and not _is_deep(metadata) else {},
     )
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether JSON is nested deeper than MAX_DEPTH."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [item for items in inner for item in items]
+        if not level:
+            return False
+    return True
+
+
+def _size(*parts: dict[str, Any]) -> int:
+    return sum(len(key) + len(str(value)) for part in parts for key, value in part.items())
+
+
+def count_of(content: dict[str, Any]) -> int | None:
+    """The `execution_count` of a message, None if it is none that a notebook can hold."""
+    count = content.get("execution_count")
+    return count if type(count) is int and 0 <= count < 1 << 53 else None
 
 
 def _display_id(content: dict[str, Any]) -> str:
@@ -165,4 +261,18 @@ def error_of(content: dict[str, Any]) -> Error:
     """The error in an `error` message or in an `execute_reply` with status error."""
     traceback = content.get("traceback")
     lines = [str(line) for line in traceback] if isinstance(traceback, list) else []
-    return Error(str(content.get("ename", "Error")), str(content.get("evalue", "")), lines)
+    return Error(str(content.get("ename", "Error"))[:1000], _cut(str(content.get("evalue", ""))), _cut_lines(lines))
+
+
+def _cut(text: str) -> str:
+    if len(text) <= MAX_ERROR_BYTES:
+        return text
+    half = MAX_ERROR_BYTES // 2
+    return f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
+
+
+def _cut_lines(lines: list[str]) -> list[str]:
+    """The frames of a traceback, joined into one where they are too much."""
+    if sum(map(len, lines)) + len(lines) <= MAX_ERROR_BYTES:
+        return lines
+    return [_cut("\n".join(lines))]

@@ -151,8 +151,9 @@ class Registry:
 
     async def shut_down(self, how: str) -> None:
         """Ends every session and the container; calls in flight fail with a clear error."""
+        life, self._life = self._life, None  # calls from now on start a new one
         await self._end_all(how, clear=False)
-        if life := self._life:
+        if life is not None:
             life.stop.set()
             await life.over.wait()
 

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 import anyio
 import zmq.asyncio
 
-from kernel_server.errors import EngineError, KernelError, SessionError
+from kernel_server.errors import EngineError, FileError, KernelError, SessionError
 from kernel_server.hosts.base import Death, KernelHost
 from kernel_server.kernels.connection import Execution, KernelConnection, connect_kernel
 from kernel_server.sessions.results import Cell, CellResult, Status, explain_death, explain_loss
@@ -92,6 +92,8 @@ class Session:
     async def _serve_one_kernel(self) -> None:
         life = self._life
         try:
+            if life.generation > 1:  # what the last kernel started must not live on beside a fresh one
+                await self._host.kill(self.session_id)
             launched = await self._host.spawn(self.session_id)
             life.pid, self.workspace = launched.pid, launched.workspace
             async with connect_kernel(self._context, launched.connection) as kernel:
@@ -258,22 +260,24 @@ class Session:
         elif reply is not None and reply.status != "ok":
             result.status = "error"
             if reply.error is not None and execution.outputs.error is None:
-                execution.outputs.items.append(reply.error)
+                execution.outputs.add_error(reply.error)
         return result
 
     def _record(self, cell: Cell, result: CellResult, begun: datetime) -> None:
-        self.journal.append(
-            JournaledCell(
-                source=cell.source or cell.code,
-                outputs=result.outputs,
-                execution_count=result.execution_count,
-                status=result.status,
-                generation=result.generation,
-                begun=begun,
-                ended=datetime.now(timezone.utc),
-                notes=result.notes,
-            )
+        journaled = JournaledCell(
+            source=cell.source or cell.code,
+            outputs=result.outputs,
+            execution_count=result.execution_count,
+            status=result.status,
+            generation=result.generation,
+            begun=begun,
+            ended=datetime.now(timezone.utc),
+            notes=list(result.notes),
         )
+        try:
+            self.journal.append(journaled)
+        except FileError as error:  # the code ran: its result must not be lost with its record
+            result.notes.append(str(error))
 
     async def _current_life(self) -> _Life:
         """The present kernel once it is ready; where the last attempt to start one failed, there is another one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from typing import Any
 
 from mcp.server import MCPServer
@@ -20,10 +21,14 @@ class KernelMCPServer(MCPServer[Services]):
     """An MCPServer whose tool errors say what is wrong and what to do, and nothing else."""
 
     async def list_tools(self) -> list[Tool]:
-        """The tools; their schemas say that other arguments are refused."""
+        """The tools; their schemas say that other arguments are refused.
+
+        Descriptions are docstrings: before Python 3.13 they come with their indentation.
+        """
         tools = await super().list_tools()
         for tool in tools:
             tool.input_schema = {**tool.input_schema, "additionalProperties": False}
+            tool.description = inspect.cleandoc(tool.description or "")
         return tools
 
     async def call_tool(

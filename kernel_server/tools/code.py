@@ -19,22 +19,30 @@ from kernel_server.tools.render import render
 from kernel_server.tools.services import reporting, services
 
 SessionId = Annotated[
-    str, Field(description="The id that init returned. Empty: a one-shot session, gone after this call.")
+    str,
+    Field(description="The id that init returned. Empty: a new session for this call alone; nothing of it stays."),
 ]
 MakeCell = Callable[[Session], Cell]
 Timeout = Annotated[
-    float, Field(ge=0, description="Seconds after which the code is interrupted; 0 is the server's default.")
+    float, Field(ge=0, description="Seconds after which the code is interrupted; 0: the server's default, mostly 300.")
 ]
 
 
-async def run_code(code: str, ctx: Context, session_id: SessionId = "", timeout: Timeout = 0) -> CallToolResult:
+async def run_code(
+    code: Annotated[str, Field(description="Python source of one or many lines, as in a notebook cell.")],
+    ctx: Context,
+    session_id: SessionId = "",
+    timeout: Timeout = 0,
+) -> CallToolResult:
     """Run Python code as a cell of the session's IPython kernel.
 
     Variables, imports and functions stay for the next call with the same session_id. What comes back, in order:
-    printed text, the value of the last expression, images (matplotlib figures are sent as PNG, no plt.show() needed),
+    printed text, the value of the last expression, images (matplotlib figures come as PNG, no plt.show() needed),
     and the traceback if the code raises. IPython syntax works: !ls, %timeit, await at top level.
-    The working directory is the session's workspace. There is no network and nobody to answer input().
-    Long output is cut in the middle: print what you need, or write files and fetch them with cp_out.
+    The working directory is the session's workspace. init says whether there is a network; nobody answers input().
+    Long text is cut in the middle: print less, or write a file and read parts of it.
+    If the code fails, the session goes on: fix the code and run it again. If the kernel itself dies (exit(), memory,
+    a crash), the text says why, what is lost, and that a fresh kernel is ready.
     """
     if not code.strip():
         raise RequestError("run_code: code is empty; give Python code to run.")
@@ -44,16 +52,16 @@ async def run_code(code: str, ctx: Context, session_id: SessionId = "", timeout:
 
 
 async def run_file(
-    path: Annotated[str, Field(description="Script in the workspace, relative to it, such as analysis.py.")],
+    path: Annotated[str, Field(description="The script: relative to the workspace, such as analysis.py.")],
     ctx: Context,
     session_id: SessionId = "",
-    args: Annotated[list[str], Field(description="Arguments for sys.argv[1:].")] = [],  # noqa: B006 - never changed
+    args: Annotated[list[str], Field(description="What the script finds in sys.argv[1:].")] = [],  # noqa: B006 - never changed
     timeout: Timeout = 0,
 ) -> CallToolResult:
-    """Run a Python script as __main__ in the session's kernel, like IPython's %run.
+    """Run a Python script of the workspace as __main__ in the session's kernel, like IPython's %run.
 
-    It starts with a fresh namespace; its global variables are in the session afterwards. The result is as that of
-    run_code. Write the script with edit_file, or bring it in with cp_in.
+    The script does not see the session's variables; its own global variables are in the session afterwards. The
+    result looks like that of run_code. Bring the script in first, with edit_file or cp_in.
     """
     for argument in (path, *args):
         _check_encodable(argument, "path or args")

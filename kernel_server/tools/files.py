@@ -27,17 +27,17 @@ MAX_SKIPPED_SHOWN = 10
 
 
 async def cp_in(
-    local_path: Annotated[str, Field(description="File or folder in WORKDIR_IN on the host, relative to it.")],
+    local_path: Annotated[str, Field(description="File or folder to copy, relative to WORKDIR_IN; '.' is all of it.")],
     ctx: Context,
     container_path: Annotated[
-        str, Field(description="Where to, relative to the workspace; empty: the same name in the workspace.")
+        str, Field(description="Where to, relative to the workspace. Empty: the same name there.")
     ] = "",
     session_id: SessionId = "",
 ) -> CallToolResult:
-    """Copy a file or folder from the host's input folder (WORKDIR_IN) into the session's workspace.
+    """Copy a file or folder from the user's input folder (WORKDIR_IN on the host) into the session's workspace.
 
-    A folder that exists is merged into: files of the same name are replaced, others stay. A path in
-    /workspace/shared brings it where every session can read it; that needs no session_id.
+    A file of the same name is replaced; a folder of the same name gets the new files beside those it has. With
+    container_path /workspace/shared/NAME every session can read it, and no session_id is needed.
     """
     relative = local_relative(local_path, "local_path", "WORKDIR_IN")
     host, session = await find_host(ctx, session_id)
@@ -50,16 +50,19 @@ async def cp_in(
 
 
 async def cp_out(
-    container_path: Annotated[str, Field(description="File or folder in the workspace, relative to it.")],
+    container_path: Annotated[
+        str, Field(description="File or folder to copy, relative to the workspace; '.' is all of it.")
+    ],
     ctx: Context,
     local_path: Annotated[
-        str, Field(description="Where to in WORKDIR_OUT on the host, relative to it; empty: the same name.")
+        str, Field(description="Where to, relative to WORKDIR_OUT. Empty: the same name there.")
     ] = "",
     session_id: SessionId = "",
 ) -> CallToolResult:
-    """Copy a file or folder from the session's workspace to the host's output folder (WORKDIR_OUT).
+    """Copy a file or folder from the session's workspace to the user's output folder (WORKDIR_OUT on the host).
 
-    It arrives whole or not at all. An existing file is replaced, an existing folder is merged into.
+    This is how the user gets what you made. It arrives whole or not at all. A file of the same name is replaced; a
+    folder of the same name gets the new files beside those it has.
     """
     host, session = await find_host(ctx, session_id)
     source = _target(container_path, "container_path", session)
@@ -78,17 +81,18 @@ async def cp_out(
 
 
 async def edit_file(
-    container_path: Annotated[str, Field(description="Text file in the workspace, relative to it.")],
-    content: Annotated[str, Field(description="The new text: of the whole file, or in place of `old`.")],
+    container_path: Annotated[str, Field(description="Text file, relative to the workspace, such as analysis.py.")],
+    content: Annotated[str, Field(description="The new text: of the whole file, or only of the passage `old`.")],
     ctx: Context,
     session_id: Annotated[str, Field(description="The id that init returned.")] = "",
     old: Annotated[
-        str, Field(description="Text to replace; it must occur exactly once. Empty: write the whole file.")
+        str, Field(description="Passage to replace; must occur exactly once. Empty: write the whole file.")
     ] = "",
 ) -> CallToolResult:
     """Write a UTF-8 text file in the session's workspace, or replace one passage of it.
 
-    Folders on the way are made. The file changes whole or not at all. Run a script afterwards with run_file.
+    Without `old`, the file is written anew, with the folders on its way. With `old`, only that passage changes: give
+    enough of the text around it that it occurs exactly once. Nothing changes on an error. run_file runs a script.
     """
     for name, text in (("content", content), ("old", old)):
         try:
@@ -111,10 +115,14 @@ async def export_notebook(
     session_id: Annotated[str, Field(description="The id that init returned; also of a session that has ended.")],
     ctx: Context,
     local_path: Annotated[
-        str, Field(description="Where to in WORKDIR_OUT, relative to it; empty: session-<id>.ipynb.")
+        str, Field(description="Where to, relative to WORKDIR_OUT, such as analysis.ipynb. Empty: session-<id>.ipynb.")
     ] = "",
 ) -> CallToolResult:
-    """Write all that ran in a session, with its outputs, as a Jupyter notebook to the output folder (WORKDIR_OUT)."""
+    """Write all that ran in a session as a Jupyter notebook (.ipynb) to the user's output folder (WORKDIR_OUT).
+
+    It holds every cell in order with its outputs and images, also those that were cut in results. An existing
+    notebook of that name is replaced.
+    """
     registry = services(ctx).registry
     journal = registry.journals.find(session_id)
     if journal is None:

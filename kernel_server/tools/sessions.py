@@ -23,11 +23,12 @@ class Packages(BaseModel):
 
 
 async def init(ctx: Context) -> CallToolResult:
-    """Start a Python session and return its session_id.
+    """Start a Python session and return its session_id. Call it once, and pass the id to every other tool.
 
-    A session is one IPython kernel with a workspace of its own, inside a container without network. Pass its
-    session_id to the other tools: variables and files stay from call to call, until close_session, or until nobody
-    has used the session for the time that the text names. Sessions do not see each other.
+    A session is one IPython kernel with a folder of its own (its workspace). Variables and files stay from call to
+    call, until close_session, or until nobody has used the session for a while; the text says how long, and which
+    network, limits and imported packages there are. Sessions do not see each other; for work that must not mix,
+    start another one.
     """
     registry = services(ctx).registry
     session = await registry.open(reporting(ctx))
@@ -56,9 +57,9 @@ def _describe(session_id: str, workspace: str, host: HostDescription, ttl: float
 async def close_session(
     session_id: Annotated[str, Field(description="The id that init returned.")], ctx: Context
 ) -> CallToolResult:
-    """End a session: its kernel and everything it started stop, its workspace is removed.
+    """End a session: its kernel and everything it started stop, its variables and its workspace are gone.
 
-    Copy out what you want to keep first (cp_out, export_notebook).
+    Before that, copy out the files that somebody wants to keep (cp_out). export_notebook still works afterwards.
     """
     await services(ctx).registry.close(session_id)
     return _text(f"Session {session_id} is closed; its variables and workspace are gone.")
@@ -67,7 +68,8 @@ async def close_session(
 async def reset(ctx: Context) -> CallToolResult:
     """Throw away the container with ALL sessions and their files, and start a fresh one.
 
-    For when something is broken beyond one session; close_session ends a single one.
+    Only for when something is broken beyond one session: it ends other people's sessions too, and cannot be undone.
+    close_session ends a single one.
     """
     registry = services(ctx).registry
     ended = await registry.reset(reporting(ctx))
@@ -77,10 +79,13 @@ async def reset(ctx: Context) -> CallToolResult:
 async def list_packages(
     ctx: Context,
     session_id: Annotated[
-        str, Field(description="The id that init returned; counts what was installed in that session too.")
+        str,
+        Field(
+            description="The id that init returned: with what that session has installed. Empty: what every session has."
+        ),
     ] = "",
 ) -> Annotated[CallToolResult, Packages]:
-    """List name and version of the Python packages that code can import."""
+    """List the Python packages that code can import, each as name==version."""
     host, session = await find_host(ctx, session_id)
     if session is None:
         found = await host.packages("")

@@ -22,6 +22,7 @@ from kernel_server.kernels.outputs import Display, Error, Output, Outputs, Strea
 logger = logging.getLogger(__name__)
 
 KEPT_SECONDS = 7 * 24 * 3600.0  # journals of ended sessions can be exported for so long
+RECORD_KEYS = {"source", "execution_count", "status", "generation", "begun", "ended", "notes", "outputs"}
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -71,7 +72,7 @@ class Journal:
         line = json.dumps(record).encode() + b"\n"  # ASCII: a lone surrogate stays an escape
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 _write_all(descriptor, line)
             finally:
@@ -87,17 +88,27 @@ class Journal:
         try:
             with open(self.path, "rb") as file:
                 for line in file:
-                    try:
-                        yield json.loads(line)
-                    except ValueError:
+                    if (record := _record_of(line)) is not None:
+                        yield record
+                    else:
                         logger.warning("%s: a torn line is passed over", self.path)
         except FileNotFoundError:
             return
 
 
+def _record_of(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and record.keys() >= RECORD_KEYS else None
+
+
 def _write_all(descriptor: int, data: bytes) -> None:
-    """Writes a line; a part that was written before an error is taken back."""
+    """Writes a line, also behind a torn one; a part that was written before an error is taken back."""
     before = os.fstat(descriptor).st_size
+    if before and os.pread(descriptor, 1, before - 1) != b"\n":
+        data = b"\n" + data
     view = memoryview(data)
     try:
         while view:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from kernel_server.errors import FileError
 from kernel_server.text import encodable
 
+_JSON_TYPE = re.compile(r"application/(.*\+)?json")  # as in nbformat.v4.5.schema.json, mimebundle
 BINARY_TYPES = ("image/png", "image/jpeg", "image/gif", "application/pdf")
 
 
@@ -78,7 +81,7 @@ def _code_cell(record: dict[str, Any], number: int) -> Any:
     return v4.new_code_cell(
         encodable(record["source"]),
         id=f"cell-{number}",
-        execution_count=record["execution_count"] or None,
+        execution_count=max(record["execution_count"], 0) or None,
         metadata=metadata,
         outputs=[_output(output) for output in record["outputs"]],
     )
@@ -88,6 +91,8 @@ def _output(output: dict[str, Any]) -> Any:
     from nbformat import from_dict
 
     cleaned = _clean(output)
+    if (cleaned.get("execution_count") or 0) < 0:
+        cleaned["execution_count"] = None
     if "data" in cleaned:
         cleaned["data"] = {key: value for key, value in cleaned["data"].items() if _acceptable(key, value)}
     return from_dict(cleaned)
@@ -95,7 +100,7 @@ def _output(output: dict[str, Any]) -> Any:
 
 def _acceptable(mime_type: str, value: Any) -> bool:
     """Whether nbformat's schema takes the value: text for all but JSON types; base64 where bytes are meant."""
-    if mime_type.endswith("json"):
+    if _JSON_TYPE.fullmatch(mime_type):
         return True
     if not isinstance(value, str):
         return False
@@ -109,6 +114,8 @@ def _acceptable(mime_type: str, value: Any) -> bool:
 
 def _clean(value: Any) -> Any:
     match value:
+        case float() if not math.isfinite(value):
+            return None  # no JSON, though Python writes it: JupyterLab could not open the notebook
         case str():
             return value if value.isascii() else encodable(value)
         case list():

@@ -1,0 +1,111 @@
+"""The Docker host by itself: what is promised about its container, UIDs and run folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from kernel_server.app import host_settings
+from kernel_server.config import load_settings
+from kernel_server.hosts import docker as docker_module
+from kernel_server.hosts.controlled import ControlledHost
+from kernel_server.hosts.docker import docker_host
+from kernel_server.hosts.engine import Engine
+from kernel_server.hosts.rundir import run_folder
+from kernel_server.kernels.connection import connect_kernel, zmq_context
+from kernel_server.kernels.outputs import Stream
+from tests.hosts.test_images import JUPYTER_LIKE, PLAIN_DEBIAN, _derive
+
+pytestmark = [pytest.mark.docker, pytest.mark.anyio]
+
+OTHER_UID = 1234
+
+
+@asynccontextmanager
+async def started(**settings: str) -> AsyncIterator[ControlledHost]:
+    async with docker_host(host_settings(load_settings(settings)), print) as host:
+        yield host
+
+
+async def printed(host: ControlledHost, session_id: str, code: str) -> str:
+    launched = await host.spawn(session_id)
+    with zmq_context() as context:
+        async with connect_kernel(context, launched.connection) as kernel, kernel.execute(code) as execution:
+            await kernel.wait_over(execution)
+    return "".join(item.text for item in execution.outputs.items if isinstance(item, Stream))
+
+
+@contextmanager
+def run_folder_of_another_user() -> Iterator[Path]:
+    with run_folder() as run_dir:
+        for folder in (run_dir, run_dir.parent):
+            os.chown(folder, OTHER_UID, OTHER_UID)
+        yield run_dir
+
+
+async def test_two_servers_have_uid_ranges_of_their_own() -> None:
+    """RLIMIT_NPROC counts a UID across containers, so no two servers may share one (facts/security.md, H2)."""
+    code = "import os; print(os.getuid())"
+    async with started() as first, started() as second:
+        uids = {int(await printed(first, "a" * 32, code)), int(await printed(second, "b" * 32, code))}
+    assert len(uids) == 2
+    assert all(uid >= docker_module.FIRST_UID for uid in uids)
+
+
+async def test_all_in_the_run_folder_belongs_to_the_servers_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is not root must be able to connect to, and to remove, what kernel_host leaves (DESIGN)."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to hand the run folder to another user")
+    monkeypatch.setattr(docker_module, "_uid_inside", lambda _engine: OTHER_UID)
+    monkeypatch.setattr(docker_module, "run_folder", run_folder_of_another_user)
+    async with started() as host:
+        assert await printed(host, "c" * 32, "print('hello')") == "hello\n"
+        found = list(host.run_dir.rglob("*"))
+        assert len([path for path in found if path.is_socket()]) == 6
+        assert {path.lstat().st_uid for path in found} == {OTHER_UID}
+
+
+async def test_preload_names_what_the_image_has() -> None:
+    """PY_EXEC_PRELOAD: missing modules are passed over, others are there at once."""
+    async with started(PY_EXEC_PRELOAD="no_such_module,json,numpy") as host:
+        assert host.description.preloaded == ["json", "numpy"]
+        assert await printed(host, "d" * 32, "import sys; print('numpy' in sys.modules)") == "True\n"
+
+
+async def test_a_session_starts_with_random_numbers_of_its_own() -> None:
+    """What a fork would give to every session alike is undone."""
+    code = "import random, numpy; print(random.random(), numpy.random.rand())"
+    async with started() as host:
+        numbers = {await printed(host, name * 32, code) for name in "ef"}
+    assert len({number for line in numbers for number in line.split()}) == 4
+
+
+async def test_the_run_folder_is_gone_afterwards() -> None:
+    """Nothing is left on the host."""
+    async with started() as host:
+        outer = host.run_dir.parent
+        assert outer.is_dir()
+    assert not Path(outer).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "instructions", "code", "expected"),
+    [
+        ("plain", PLAIN_DEBIAN, "import importlib.util as u; print(u.find_spec('numpy'))", "None\n"),
+        ("jupyter", JUPYTER_LIKE, "import image_module, path_module; print(image_module.answer)", "42\n"),
+    ],
+)
+async def test_kernels_run_in_any_image(name: str, instructions: str, code: str, expected: str) -> None:
+    """Issue 2: plain Debian; conda on PATH, with a USER and an ENTRYPOINT of its own; its packages are importable."""
+    engine = Engine.connect()
+    try:
+        image = _derive(engine, name, instructions)
+    finally:
+        engine.close()
+    async with started(DOCKER_IMAGE=image) as host:
+        assert await printed(host, "0" * 32, code) == expected
+        assert await printed(host, "1" * 32, "import os; print(os.getuid() >= 20000, os.listdir())") == "True []\n"
