@@ -13,6 +13,7 @@ from typing import Any
 
 from .files import Refused
 
+MAX_REPORT_BYTES = 4 << 20
 HELPER_SECONDS = 900.0  # a copy of many GB; a session that stops its helper ends it this way at the latest
 
 
@@ -42,6 +43,9 @@ class Child:
         except BlockingIOError:
             return True
         self.received += data
+        if len(self.received) > MAX_REPORT_BYTES:  # what it reports may come from a session
+            os.kill(self.pid, signal.SIGKILL)
+            return False
         while b"\n" in self.received:
             line, _, rest = self.received.partition(b"\n")
             self.received = bytearray(rest)

@@ -13,7 +13,6 @@ import errno
 import json
 import os
 import secrets
-import shutil
 import stat
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +21,9 @@ SYS_OPENAT2 = 437  # the same on every architecture
 RESOLVE = 0x02 | 0x04 | 0x08  # RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH, openat2(2)
 COPY_BYTES = 16 << 20
 MAX_EDIT_BYTES = 16 << 20
+MAX_SKIPPED_NAMES = 20
+MAX_SHOWN_CHARACTERS = 300
+MAX_PACKAGES = 5_000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -209,19 +211,33 @@ def send(root: int, staging: int, path: str, name: str, max_bytes: int) -> dict[
     Links, devices, fifos and sockets inside a folder are left out and named in the answer.
     """
     budget = _Budget(max_bytes)
-    skipped: list[str] = []
     what = describe(root, path)
     if what["kind"] == "file":
         _copy_file(root, path, staging, name, budget)
     else:
         with _Folder(root, path) as folder:
-            _copy_folder(folder, staging, name, budget, skipped, path.rstrip("/"))
-    return {"kind": what["kind"], "size": budget.used, "files": budget.files, "skipped": skipped}
+            _copy_folder(folder, staging, name, budget, path.rstrip("/"))
+    return {
+        "kind": what["kind"],
+        "size": budget.used,
+        "files": budget.files,
+        "skipped": budget.skipped,
+        "skipped_count": budget.skipped_count,
+    }
 
 
 class _Budget:
+    """What was copied so far, and the first names of what was left out: a session can make any number of them."""
+
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self.used, self.files = max_bytes, 0, 0
+        self.skipped: list[str] = []
+        self.skipped_count = 0
+
+    def skip(self, what: str) -> None:
+        self.skipped_count += 1
+        if len(self.skipped) < MAX_SKIPPED_NAMES:
+            self.skipped.append(what[-MAX_SHOWN_CHARACTERS:])
 
     def take(self, size: int, path: str) -> None:
         self.used += size
@@ -230,7 +246,7 @@ class _Budget:
             raise Refused(f"{path}: more than {self.max_bytes} bytes in all, which is what may be copied out at once")
 
 
-def _copy_folder(source: int, staging: int, name: str, budget: _Budget, skipped: list[str], shown: str) -> None:
+def _copy_folder(source: int, staging: int, name: str, budget: _Budget, shown: str) -> None:
     os.mkdir(name, 0o700, dir_fd=staging)
     with _Folder(staging, name) as target:
         for entry in sorted(os.listdir(source)):
@@ -239,11 +255,11 @@ def _copy_folder(source: int, staging: int, name: str, budget: _Budget, skipped:
                 continue
             if stat.S_ISDIR(mode):
                 with _Folder(source, entry) as folder:
-                    _copy_folder(folder, target, entry, budget, skipped, f"{shown}/{entry}")
+                    _copy_folder(folder, target, entry, budget, f"{shown}/{entry}")
             elif stat.S_ISREG(mode):
                 _copy_file(source, entry, target, entry, budget)
             else:
-                skipped.append(f"{shown}/{entry} ({_kind_name(mode)})")
+                budget.skip(f"{shown}/{entry} ({_kind_name(mode)})")
 
 
 def _copy_file(source: int, path: str, target: int, name: str, budget: _Budget) -> None:
@@ -362,26 +378,46 @@ def packages() -> dict[str, Any]:
 
     found = {}
     for distribution in metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name and name not in found:  # the first on the path is the one that is imported
-            found[name] = distribution.version
+        name, version = str(distribution.metadata["Name"])[:MAX_SHOWN_CHARACTERS], str(distribution.version)
+        if name not in found and len(found) < MAX_PACKAGES:  # the first on the path is the one that is imported
+            found[name] = version[:MAX_SHOWN_CHARACTERS]
     return {"packages": sorted(found.items(), key=lambda item: item[0].lower())}
 
 
 def empty_folder(path: str) -> None:
-    """Removes all that is in a folder of our own UID, also what is set to be unreadable; no error if it is missing."""
-    if not os.path.isdir(path):
+    """Removes all that is in a folder of our own UID, however deep or locked up; no error if it is missing.
+
+    Folders are moved up to the top before they are emptied, so that neither paths nor the stack grow with the depth.
+    """
+    try:
+        os.chmod(path, 0o700)
+        top = os.open(path, os.O_DIRECTORY | os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
         return
-    os.chmod(path, 0o700)
-    for folder, subfolders, _ in os.walk(path):  # top down: a folder is opened up before it is entered
-        for name in subfolders:
-            if not os.path.islink(f"{folder}/{name}"):
-                os.chmod(f"{folder}/{name}", 0o700)
-    for entry in os.scandir(path):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
-        else:
-            os.unlink(entry.path)
+    try:
+        while entries := os.listdir(top):
+            for entry in entries:
+                _remove_entry(top, entry)
+    finally:
+        os.close(top)
+
+
+def _remove_entry(top: int, entry: str) -> None:
+    if not stat.S_ISDIR(os.stat(entry, dir_fd=top, follow_symlinks=False).st_mode):
+        os.unlink(entry, dir_fd=top)
+        return
+    os.chmod(entry, 0o700, dir_fd=top)
+    folder = os.open(entry, os.O_DIRECTORY | os.O_RDONLY | os.O_NOFOLLOW, dir_fd=top)
+    try:
+        for name in os.listdir(folder):
+            if stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                os.chmod(name, 0o700, dir_fd=folder)  # moving a folder writes into it
+                os.rename(name, secrets.token_hex(16), src_dir_fd=folder, dst_dir_fd=top)
+            else:
+                os.unlink(name, dir_fd=folder)
+    finally:
+        os.close(folder)
+    os.rmdir(entry, dir_fd=top)
 
 
 def remove_own_files(folder: str) -> None:
@@ -390,6 +426,7 @@ def remove_own_files(folder: str) -> None:
         if entry.stat(follow_symlinks=False).st_uid != os.getuid():
             continue
         if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path, ignore_errors=True)
+            empty_folder(entry.path)
+            os.rmdir(entry.path)
         else:
             os.unlink(entry.path)

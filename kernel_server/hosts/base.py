@@ -84,12 +84,17 @@ class Death:
 
 @dataclass(frozen=True)
 class Staged:
-    """What a session's path was when it was copied into staging; sizes in bytes."""
+    """What a session's path was when it was copied into staging; sizes in bytes.
+
+    Attributes:
+        skipped: the first names of what was left out.
+    """
 
     kind: str
     size: int
     files: int
     skipped: list[str]
+    skipped_count: int
 
 
 class KernelHost(Protocol):

@@ -135,6 +135,7 @@ class ControlledHost:
                 int(result["size"]),
                 int(result["files"]),
                 [str(name) for name in result["skipped"]],
+                int(result["skipped_count"]),
             )
             yield staged, self._archive.get(f"{folder}/item")
 

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -61,10 +60,11 @@ async def local_host(settings: HostSettings, report: Report) -> AsyncIterator[Co
         HostLost: it did not start, mostly because ipykernel is not installed (`pip install 'kernel-server[local]'`).
     """
     report("Starting kernels as local processes, without isolation")
-    with run_folder() as run_dir, tempfile.TemporaryDirectory(prefix="ks-workspace-") as workspace:
+    with run_folder() as run_dir:
+        workspace = run_dir.parent / "workspace"  # goes with the run folder, whatever happens to this process
         process = await anyio.open_process(
             [sys.executable, "-s", str(container_folder() / "kernel_host")],
-            env={**os.environ, "KERNEL_HOST_CONFIG": json.dumps(_config(settings, run_dir, Path(workspace)))},
+            env={**os.environ, "KERNEL_HOST_CONFIG": json.dumps(_config(settings, run_dir, workspace))},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=None,

@@ -13,7 +13,7 @@ from mcp.types import CallToolResult, InputRequiredResult, Tool
 from pydantic import ValidationError
 
 from kernel_server.errors import KernelServerError
-from kernel_server.text import one_line
+from kernel_server.text import clean, one_line
 from kernel_server.tools.services import Services
 
 
@@ -45,7 +45,7 @@ class KernelMCPServer(MCPServer[Services]):
         except ToolError as error:
             cause = error.__cause__
             if isinstance(cause, KernelServerError):
-                raise ToolError(str(cause)) from cause
+                raise ToolError(clean(str(cause))) from cause
             if isinstance(cause, ValidationError):
                 raise ToolError(_explain(name, cause)) from None
             raise

@@ -46,7 +46,9 @@ async def cp_in(
         path = f"{target.relative}/" if target.folder_meant and target.relative else target.relative
         async with _in_use(session):
             at = await host.put(_owner(target, session), path, sending.tar, sending.name)
-        return _text(f"Copied {_amount(sending)} to {_shown(target.shared, at)}.{_left_out(sending.skipped)}")
+        return _text(
+            f"Copied {_amount(sending)} to {_shown(target.shared, at)}.{_left_out(sending.skipped, len(sending.skipped))}"
+        )
 
 
 async def cp_out(
@@ -77,7 +79,9 @@ async def cp_out(
             write = partial(receive, chunks, folder, relative, name=name, files=staged.files, size=staged.size)
             at = await anyio.to_thread.run_sync(write)
     what = human_size(staged.size) if staged.kind == "file" else _folder_amount(staged.files, staged.size)
-    return _text(f"Copied {what} to {at!r} in WORKDIR_OUT ({services(ctx).output_folder}).{_left_out(staged.skipped)}")
+    return _text(
+        f"Copied {what} to {at!r} in WORKDIR_OUT ({services(ctx).output_folder}).{_left_out(staged.skipped, staged.skipped_count)}"
+    )
 
 
 async def edit_file(
@@ -171,11 +175,11 @@ def _folder_amount(files: int, size: int) -> str:
     return f"{counted(files, 'file')}, {human_size(size)},"
 
 
-def _left_out(skipped: list[str]) -> str:
+def _left_out(skipped: list[str], count: int) -> str:
     if not skipped:
         return ""
     shown = ", ".join(one_line(name) for name in skipped[:MAX_SKIPPED_SHOWN])
-    more = f" and {len(skipped) - MAX_SKIPPED_SHOWN} more" if len(skipped) > MAX_SKIPPED_SHOWN else ""
+    more = f" and {count - MAX_SKIPPED_SHOWN} more" if count > MAX_SKIPPED_SHOWN else ""
     return f" Left out, since only files and folders are copied: {shown}{more}."
 
 
