@@ -8,6 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,3 +107,18 @@ def _close_all_but(keep: set[int]) -> None:
                 os.close(descriptor)
             except OSError:
                 continue  # the one that listed the folder
+
+
+def describe_exit(status: int) -> dict[str, int]:
+    """A wait status as `{"exit_code": n}` or `{"signal": n}`, and how often the memory limit killed something so far."""
+    if os.WIFSIGNALED(status):
+        return {"signal": os.WTERMSIG(status), "oom_kills": _oom_kills()}
+    return {"exit_code": os.WEXITSTATUS(status), "oom_kills": _oom_kills()}
+
+
+def _oom_kills() -> int:
+    """`oom_kill` of our cgroup: memory.events (cgroup v2) or memory.oom_control (v1); 0 where neither is readable."""
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        with suppress(OSError), open(path, encoding="ascii") as file:
+            return int(dict(line.split() for line in file).get("oom_kill", 0))
+    return 0

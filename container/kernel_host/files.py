@@ -376,7 +376,7 @@ def packages() -> dict[str, Any]:
     """Name and version of every distribution on the path, sorted by name."""
     from importlib import metadata
 
-    found = {}
+    found: dict[str, str] = {}
     for distribution in metadata.distributions():
         name, version = str(distribution.metadata["Name"])[:MAX_SHOWN_CHARACTERS], str(distribution.version)
         if name not in found and len(found) < MAX_PACKAGES:  # the first on the path is the one that is imported

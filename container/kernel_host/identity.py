@@ -32,6 +32,12 @@ def in_own_pid_namespace() -> bool:
     return os.stat("/proc/self/ns/pid").st_ino != INITIAL_PID_NAMESPACE and os.getppid() == 1
 
 
+def effective_capabilities() -> str:
+    """CapEff of this process, hexadecimal: capabilities(7)."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        return next(line.split()[1] for line in file if line.startswith("CapEff"))
+
+
 @contextmanager
 def acting_as(uid: int) -> Iterator[None]:
     """File access as `uid` for a while; the saved UID stays 0, so that root comes back."""

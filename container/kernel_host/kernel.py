@@ -64,7 +64,7 @@ class SessionKernel(IPythonKernel):
 
     def _in_session_code(self, frame: FrameType | None) -> bool:
         """True if a frame of a cell, or of what runs right after one (such as drawing its figures), is on the stack."""
-        namespace = self.shell.user_global_ns
+        namespace = self.shell.user_global_ns if self.shell else None
         while frame is not None:
             if frame.f_globals is namespace or (frame.f_back and frame.f_back.f_code is EventManager.trigger.__code__):
                 return True
@@ -194,4 +194,4 @@ def _forget_shared_state() -> None:
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
     if tempfile := sys.modules.get("tempfile"):
-        tempfile.tempdir = None
+        vars(tempfile)["tempdir"] = None

@@ -450,8 +450,8 @@ def _to_its_end(stream: Any) -> Generator[bytes]:
     try:
         yield from stream
     finally:
-        with contextlib.suppress(OSError):  # the other end may have closed it
-            stream.close()
+        # Its own `close` shuts the connection down and leaves the descriptor to the garbage collector.
+        stream._response.close()
 
 
 def _local_address() -> str:

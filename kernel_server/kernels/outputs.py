@@ -161,6 +161,11 @@ class Outputs:
         """The exception that ended the cell, if one did."""
         return next((item for item in reversed(self.items) if isinstance(item, Error)), None)
 
+    @property
+    def ended_with_error(self) -> bool:
+        """Whether an exception is the last thing that was put out."""
+        return bool(self.items) and isinstance(self.items[-1], Error)
+
     def add_error(self, error: Error) -> None:
         """Appends an error, which is kept whatever came before: it says how the cell ended."""
         errors = [index for index, item in enumerate(self.items) if isinstance(item, Error)]

@@ -261,6 +261,8 @@ class Session:
             result.status = "error"
             if reply.error is not None and execution.outputs.error is None:
                 execution.outputs.add_error(reply.error)
+        elif execution.outputs.ended_with_error:  # %run shows the exception of a script itself and replies ok
+            result.status = "error"
         return result
 
     def _record(self, cell: Cell, result: CellResult, begun: datetime) -> None:

@@ -1,0 +1,151 @@
+"""Requests about kernels: spawn, signal, kill, clear, list."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from . import children, files, identity
+from .children import Child
+from .config import Config
+from .files import Refused
+from .loop import Loop, Reply
+from .sessions import Session, Sessions
+
+SPAWN_SECONDS = 30.0
+
+
+class KernelRequests:
+    """Answers them; `on_death` is told when a kernel has ended."""
+
+    def __init__(
+        self, config: Config, sessions: Sessions, loop: Loop, on_death: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._config = config
+        self._sessions = sessions
+        self._loop = loop
+        self._on_death = on_death
+
+    def spawn(self, request: dict[str, Any], reply: Reply) -> None:
+        """Starts the kernel of a session that has none, and makes the session if it is new."""
+        session = self._sessions.find_or_make(str(request["session_id"]))
+        if session.pid is not None:
+            raise Refused(f"session {session.session_id} has a kernel already")
+        self._sessions.empty_run_dir(session)
+
+        def body(report: children.Report) -> None:
+            from . import kernel
+
+            key = os.urandom(32).hex()
+            launch = kernel.KernelLaunch(
+                session_id=session.session_id,
+                key=key.encode(),
+                run_dir=session.run_dir,
+                workspace=session.workspace,
+                private=session.private,
+                uid=session.uid,
+                host_uid=self._config.host_uid if self._sessions.isolated else None,
+                limits=self._config.limits,
+                environment=self._config.environment,
+            )
+            answer = {"pid": os.getpid(), "key": key, "ip": f"{session.slot}/s", "workspace": launch.workspace}
+
+            def ready(_app: object) -> None:
+                report({"result": answer})
+                report.close()  # what the session forks must not hold it open
+
+            kernel.run(launch, ready)
+
+        pid, pipe = children.fork(body)
+        session.pid, session.started = pid, time.monotonic()
+        answered = False
+
+        def on_report(message: dict[str, Any]) -> None:
+            nonlocal answered
+            answered = True
+            child.deadline = None
+            reply(message)
+
+        def on_exit(status: int) -> None:
+            session.pid = None
+            how = children.describe_exit(status)
+            if not answered:
+                reply({"error": {"code": "failed", "message": f"the kernel ended while it started ({how})"}})
+            self._on_death({"event": "death", "session_id": session.session_id, "pid": pid, **how})
+
+        child = Child(pid, pipe, on_report, on_exit, time.monotonic() + SPAWN_SECONDS)
+        self._loop.start(child)
+
+    def signal(self, request: dict[str, Any], reply: Reply) -> None:
+        """Sends a signal to the kernel's process group."""
+        session = self._sessions.find(request)
+        if session.pid is None:
+            raise Refused("the session has no kernel")
+        os.killpg(session.pid, int(request["signum"]))
+        reply({"result": {}})
+
+    def kill(self, request: dict[str, Any], reply: Reply) -> None:
+        """Ends every process of the session; its files stay."""
+        session = self._sessions.find(request)
+        _end_kernel(session)
+        self._loop.help(session.uid, lambda: _end_all_of_uid(session), reply)
+
+    def clear(self, request: dict[str, Any], reply: Reply) -> None:
+        """Ends every process of the session and removes all that it owns; its UID is free again afterwards."""
+        session = self._sessions.find(request)
+        _end_kernel(session)
+
+        def remove() -> dict[str, Any]:
+            _end_all_of_uid(session)
+            files.empty_folder(session.workspace)
+            files.empty_folder(session.private)
+            if session.uid is not None:
+                for folder in ("/tmp", "/dev/shm"):  # noqa: S108 - the container's own, one for all sessions
+                    files.remove_own_files(folder)
+            return {}
+
+        def finish(message: dict[str, Any]) -> None:
+            self._sessions.forget(session)
+            reply(message)
+
+        self._loop.help(session.uid, remove, finish)
+
+    def list(self, _request: dict[str, Any], reply: Reply) -> None:
+        """The sessions with their UIDs and kernels."""
+        now = time.monotonic()
+        listed = [
+            {
+                "session_id": session.session_id,
+                "uid": session.uid,
+                "pid": session.pid,
+                "kernel_age_seconds": now - session.started if session.pid else None,
+            }
+            for session in self._sessions
+        ]
+        reply({"result": {"sessions": listed}})
+
+    def end_all(self) -> None:
+        """Ends every kernel and removes the sockets; the container, and with it all else, ends right after."""
+        for session in self._sessions:
+            _end_kernel(session)
+            with suppress(OSError):
+                self._sessions.empty_run_dir(session)
+                with self._sessions.as_host():
+                    os.rmdir(session.run_dir)
+
+
+def _end_kernel(session: Session) -> None:
+    if session.pid is not None:
+        with suppress(ProcessLookupError):
+            os.killpg(session.pid, signal.SIGKILL)
+
+
+def _end_all_of_uid(session: Session) -> dict[str, Any]:
+    """In a helper that has the session's UID: ends whatever the kernel has started."""
+    if session.uid is not None:
+        identity.kill_all_of_this_uid()
+    return {}

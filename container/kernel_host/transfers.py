@@ -1,0 +1,131 @@
+"""Requests about files. Each is done by a forked helper that has become the session's UID: see `files`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from . import files, identity
+from .config import Config
+from .files import Refused
+from .loop import Loop, Reply
+from .sessions import Sessions
+
+
+class FileRequests:
+    """Answers them."""
+
+    def __init__(self, config: Config, sessions: Sessions, loop: Loop) -> None:
+        self._config = config
+        self._sessions = sessions
+        self._loop = loop
+
+    def stage(self, request: dict[str, Any], reply: Reply) -> None:
+        """Makes a fresh staging folder; `session_id` "" stands for the shared folder, which belongs to us."""
+        owner = self._sessions.find(request).uid if request["session_id"] else None
+        folder = self._staging(request)
+        os.mkdir(folder, 0o700)
+        if owner is not None:
+            os.chown(folder, owner, owner)
+        reply({"result": {"path": folder, "uid": owner if owner is not None else os.getuid()}})
+
+    def _staging(self, request: dict[str, Any]) -> str:
+        name = str(request["staging"])
+        if not name.isalnum():
+            raise Refused("a staging name is letters and digits")
+        return f"{self._config.staging_dir}/{name}"
+
+    def unstage(self, request: dict[str, Any], reply: Reply) -> None:
+        """Removes a staging folder with all that is in it."""
+        staging, owner = self._open_staging(request)
+
+        def remove() -> dict[str, Any]:
+            os.fchdir(staging)  # for a session's UID there is no path to it: the parent is 0700
+            files.empty_folder(".")
+            return {}
+
+        def finish(message: dict[str, Any]) -> None:
+            with suppress(OSError):
+                os.rmdir(self._staging(request))
+            reply(message)
+
+        self._loop.help(owner, remove, finish, keep=(staging,))
+        os.close(staging)
+
+    def _open_staging(self, request: dict[str, Any]) -> tuple[int, int | None]:
+        """Opens a staging folder for a helper with its owner's UID (None: ours)."""
+        folder = self._staging(request)
+        owner = os.stat(folder).st_uid
+        if owner == os.getuid():
+            return os.open(folder, os.O_DIRECTORY | os.O_RDONLY | os.O_CLOEXEC), None
+        os.chown(folder, os.getuid(), -1)  # without CAP_DAC_OVERRIDE root opens only what is its own
+        descriptor = os.open(folder, os.O_DIRECTORY | os.O_RDONLY | os.O_CLOEXEC)
+        os.fchown(descriptor, owner, -1)
+        return descriptor, owner
+
+    def receive(self, request: dict[str, Any], reply: Reply) -> None:
+        """Moves what was staged to its place."""
+        name, target = str(request["name"]), str(request["path"])
+        self._with_folders(request, reply, lambda root, staging: files.receive(root, staging, name, target))
+
+    def send(self, request: dict[str, Any], reply: Reply) -> None:
+        """Copies a file or folder into staging."""
+        path, name, limit = str(request["path"]), str(request["name"]), int(request["max_bytes"])
+        self._with_folders(request, reply, lambda root, staging: files.send(root, staging, path, name, limit))
+
+    def _with_folders(self, request: dict[str, Any], reply: Reply, body: Callable[[int, int], dict[str, Any]]) -> None:
+        staging, _ = self._open_staging(request)
+        self._at_root(request, reply, lambda root: body(root, staging), keep=(staging,))
+        os.close(staging)
+
+    def describe(self, request: dict[str, Any], reply: Reply) -> None:
+        """Kind and size of a path."""
+        self._at_root(request, reply, lambda root: files.describe(root, str(request["path"])))
+
+    def edit(self, request: dict[str, Any], reply: Reply) -> None:
+        """The request's text lies in a file of the run folder, so that it never enters this process."""
+        name = str(request["content_file"])
+        if not name.isalnum():
+            raise Refused("a content file's name is letters and digits")
+        with self._sessions.as_host():
+            content = os.open(f"{self._config.run_dir}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+
+        def body(root: int) -> dict[str, Any]:
+            with open(content, "rb") as file:
+                return files.edit(root, str(request["path"]), file.read())
+
+        self._at_root(request, reply, body, keep=(content,))
+        os.close(content)
+
+    def _at_root(
+        self,
+        request: dict[str, Any],
+        reply: Reply,
+        body: Callable[[int], dict[str, Any]],
+        keep: tuple[int, ...] = (),
+    ) -> None:
+        """Runs `body` in a helper, with the open folder beneath which its paths are: workspace or shared."""
+        # Sessions cannot write in the shared folder, so that nothing can be planted there: it is ours.
+        session = self._sessions.find(request) if request["session_id"] else None
+        folder = session.workspace if session else self._config.shared_dir
+
+        def work() -> dict[str, Any]:
+            root = os.open(folder, os.O_DIRECTORY | os.O_RDONLY | os.O_CLOEXEC)
+            os.umask(0o022)
+            return body(root)
+
+        self._loop.help(session.uid if session else None, work, reply, keep)
+
+    def packages(self, request: dict[str, Any], reply: Reply) -> None:
+        """Name and version of what a kernel can import."""
+        session = self._sessions.find(request) if request["session_id"] else None
+
+        def work() -> dict[str, Any]:
+            if session:
+                sys.path.append(identity.user_site(session.workspace))
+            return files.packages()
+
+        self._loop.help(session.uid if session else None, work, reply)
