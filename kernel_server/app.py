@@ -42,8 +42,8 @@ def create_server(settings: Settings) -> KernelMCPServer:
         "kernel-server", title="Kernel Server", version=__version__, instructions=INSTRUCTIONS, lifespan=lifespan
     )
     _configure_logging(settings.log_level)
-    for module in (sessions, code, files):
-        module.register(server)
+    for register in (sessions.register, code.register, files.register, sessions.register_endings):
+        register(server)
     return server
 
 

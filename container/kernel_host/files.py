@@ -15,6 +15,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 SYS_OPENAT2 = 437  # the same on every architecture
@@ -23,6 +24,7 @@ COPY_BYTES = 16 << 20
 MAX_EDIT_BYTES = 16 << 20
 MAX_SKIPPED_NAMES = 20
 MAX_SHOWN_CHARACTERS = 300
+MAX_OCCURRENCES = 5  # shown
 MAX_PACKAGES = 5_000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -340,14 +342,15 @@ def _read_text(parent: int, name: str, path: str) -> str:
 
 
 def _replace_once(path: str, text: str, old: str, new: str) -> str:
-    found = text.count(old)
-    if found == 1:
-        return text.replace(old, new)
-    if found == 0:
+    found = list(islice(_occurrences(text, old), MAX_OCCURRENCES + 1))
+    if len(found) == 1:
+        return text[: found[0]] + new + text[found[0] + len(old) :]
+    if not found:
         raise Refused(f"{path}: `old` does not occur in it; it must match exactly, white space included")
-    lines = [str(text.count("\n", 0, at) + 1) for at in _occurrences(text, old)]
+    times = f"{len(found)} times" if len(found) <= MAX_OCCURRENCES else f"more than {MAX_OCCURRENCES} times"
+    lines = ", ".join(str(text.count("\n", 0, at) + 1) for at in found[:MAX_OCCURRENCES])
     raise Refused(
-        f"{path}: `old` occurs {found} times (lines {', '.join(lines[:5])}{', …' if found > 5 else ''}); "
+        f"{path}: `old` occurs {times} (lines {lines}{', …' if len(found) > MAX_OCCURRENCES else ''}); "
         "give more of the text around the one you mean"
     )
 
@@ -356,7 +359,7 @@ def _occurrences(text: str, old: str) -> Iterator[int]:
     at = text.find(old)
     while at >= 0:
         yield at
-        at = text.find(old, at + len(old))
+        at = text.find(old, at + 1)  # they may overlap
 
 
 def _write_whole(parent: int, name: str, data: bytes, mode: int) -> None:

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 import zmq
+from ipykernel.iostream import OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from IPython.core.events import EventManager
@@ -75,6 +76,16 @@ class SessionKernel(IPythonKernel):
         """There is no debugger whose queue could be polled."""
 
 
+class SessionOutStream(OutStream):
+    """Standard output and error that take any text."""
+
+    def write(self, string: str) -> int:
+        """Writes; lone surrogates, which no message can carry, as escapes."""
+        if isinstance(string, str) and not string.isascii():
+            string = string.encode("utf-8", "backslashreplace").decode()
+        return int(super().write(string) or 0)
+
+
 class _BareProfileDir(ProfileDir):
     def check_dirs(self) -> None:
         """Nothing is kept in a profile here."""
@@ -84,6 +95,7 @@ class SessionKernelApp(IPKernelApp):
     """IPKernelApp in two steps: bind every channel as the server's user, then initialize as the session."""
 
     kernel_class = SessionKernel
+    outstream_class = f"{__name__}.SessionOutStream"
 
     def bind_channels(self) -> None:
         """Creates and binds the five sockets."""

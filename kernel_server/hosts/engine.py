@@ -451,7 +451,7 @@ def _to_its_end(stream: Any) -> Generator[bytes]:
         yield from stream
     finally:
         # Its own `close` shuts the connection down and leaves the descriptor to the garbage collector.
-        stream._response.close()
+        stream._response.close()  # noqa: SLF001 - there is no other way to it
 
 
 def _local_address() -> str:

@@ -194,6 +194,8 @@ class KernelConnection:
             waiting.arrived.set()
         elif msg_type == "execute_reply" and (execution := self._executions.get(parent or "")):
             execution.reply = _reply_of(content)
+            for page in _pages(content):
+                execution.outputs.fold("display_data", page)
             execution.replied.set()
 
     def _route_iopub(self, msg_type: str, parent: str | None, content: dict[str, Any]) -> None:
@@ -214,6 +216,13 @@ class KernelConnection:
         """Ready means: our subscription is in place (`iopub_welcome`, JEP 65) and the kernel has answered once."""
         await self._welcome.wait()
         await self.probe()
+
+
+def _pages(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the code showed in a pager (`len?`): payloads of the reply instead of outputs."""
+    payload = content.get("payload")
+    items = payload if isinstance(payload, list) else []
+    return [item for item in items if isinstance(item, dict) and item.get("source") == "page"]
 
 
 def _reply_of(content: dict[str, Any]) -> Reply:

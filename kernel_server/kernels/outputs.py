@@ -16,6 +16,7 @@ MAX_TEXT_BYTES = 4 << 20
 MAX_TAIL_BYTES = 1 << 20
 MAX_OLDER_TAIL_BYTES = 2_000  # of a text that others have followed
 MAX_RICH_BYTES = 32 << 20
+OWN_FRAME = "/kernel_host/kernel.py"  # of the handler that raises KeyboardInterrupt
 MAX_OUTPUTS = 2_000
 MAX_ERRORS = 20
 MAX_ERROR_BYTES = 200_000  # of its value, and of its traceback
@@ -266,6 +267,7 @@ def error_of(content: dict[str, Any]) -> Error:
     """The error in an `error` message or in an `execute_reply` with status error."""
     traceback = content.get("traceback")
     lines = [str(line) for line in traceback] if isinstance(traceback, list) else []
+    lines = [line for line in lines if OWN_FRAME not in line.partition("\n")[0]]
     return Error(str(content.get("ename", "Error"))[:1000], _cut(str(content.get("evalue", ""))), _cut_lines(lines))
 
 

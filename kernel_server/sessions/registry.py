@@ -118,6 +118,9 @@ class Registry:
 
                 async def watch() -> None:
                     await self._follow_deaths(host)
+                    if self._life is life:
+                        self._life = None  # calls from now on start a new one
+                    await self._end_all("the end of its container, which was killed or crashed", clear=False)
                     life.stop.set()
 
                 async with running(watch):
@@ -140,7 +143,6 @@ class Registry:
                 session.on_death(death)
         if self._sessions:
             logger.error("the container has ended")
-        await self._end_all("the end of its container, which was killed or crashed", clear=False)
 
     async def reset(self, on_wait: OnWait | None = None) -> int:
         """Ends every session and the container, and starts a fresh one; returns how many sessions it ended."""

@@ -47,6 +47,14 @@ class _Life:
         self.ended.set()
 
 
+@dataclass(frozen=True)
+class _Loss:
+    """The end of a kernel of which no result has told yet."""
+
+    generation: int
+    text: str
+
+
 class Session:
     """One kernel with its workspace and transcript. `run` is its task; the other methods are called from tools.
 
@@ -67,7 +75,7 @@ class Session:
         self._users = 0
         self._life = _Life(1)
         self._last_death: Death | None = None
-        self._loss: str | None = None
+        self._loss: _Loss | None = None
         self._ending: SessionError | None = None
         self._clear_at_end = True
         self._wanted = anyio.Event()
@@ -119,9 +127,9 @@ class Session:
         """The kernel host reports that a kernel of this session has ended."""
         self._last_death = death
         if death.pid == self._life.pid and not self._life.ended.is_set():
-            if self._turn.locked() is False:
-                cause = explain_death(death, False, self._host.description.limits)
-                self._loss = f"Since the last call: {cause} {explain_loss(self._life.generation + 1)}"
+            cause = explain_death(death, False, self._host.description.limits)
+            loss = f"Since the last call: {cause} {explain_loss(self._life.generation + 1)}"
+            self._loss = _Loss(self._life.generation, loss)
             self._life.end(death)
 
     async def close(self, ending: SessionError, *, clear: bool = True) -> None:
@@ -193,6 +201,7 @@ class Session:
             if self._ending is not None:
                 raise self._ending
             result = await self._result(life, execution, status, time.monotonic() - started)
+            self._loss = None  # this result tells of it; that of a cancelled call reaches nobody
             self._record(cell, result, begun)
             return result
 
@@ -234,8 +243,7 @@ class Session:
             await self._host.kill(self.session_id)
 
     async def _result(self, life: _Life, execution: Execution, stopped: Status | None, seconds: float) -> CellResult:
-        notes = [self._loss] if self._loss else []
-        self._loss = None
+        notes: list[str] = []
         reply = execution.reply
         exiting = reply is not None and reply.exiting
         result = CellResult(
@@ -255,7 +263,12 @@ class Session:
             if stopped:
                 cause = "The cell did not react to being interrupted, so its kernel was killed."
             notes.append(f"{cause} {explain_loss(life.generation + 1)}")
-        elif stopped:
+            if self._loss is not None and self._loss.generation < life.generation:
+                notes.insert(0, self._loss.text)
+            return result
+        if self._loss is not None:
+            notes.append(self._loss.text)
+        if stopped:
             result.status = stopped
         elif reply is not None and reply.status != "ok":
             result.status = "error"

@@ -24,7 +24,8 @@ SessionId = Annotated[
 ]
 MakeCell = Callable[[Session], Cell]
 Timeout = Annotated[
-    float, Field(ge=0, description="Seconds after which the code is interrupted; 0: the server's default, mostly 300.")
+    float,
+    Field(ge=0, description="Seconds after which the code is interrupted; 0: the server's default, normally 300."),
 ]
 
 

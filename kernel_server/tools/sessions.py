@@ -101,13 +101,15 @@ def _text(text: str) -> CallToolResult:
 
 
 def register(server: KernelMCPServer) -> None:
-    """Adds the tools of this module."""
+    """Adds the tools that a session begins with."""
+    starting = ToolAnnotations(destructive_hint=False, open_world_hint=False)
+    looking = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+    server.tool(title="Start a session", annotations=starting)(init)
+    server.tool(title="List packages", annotations=looking)(list_packages)
+
+
+def register_endings(server: KernelMCPServer) -> None:
+    """Adds the tools that end sessions; clients and people see them last."""
     ending = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False)
-    server.tool(title="Start a session", annotations=ToolAnnotations(destructive_hint=False, open_world_hint=False))(
-        init
-    )
     server.tool(title="Close a session", annotations=ending)(close_session)
     server.tool(title="Reset everything", annotations=ending)(reset)
-    server.tool(title="List packages", annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))(
-        list_packages
-    )
