@@ -88,7 +88,8 @@ class Loop:
                 os.kill(child.pid, signal.SIGKILL)
 
     def _read(self, child: Child) -> None:
-        if not child.read():
+        # The child may have been reaped since this descriptor was found to be readable.
+        if child.pipe >= 0 and not child.read():
             self._close(child)
 
     def _close(self, child: Child) -> None:

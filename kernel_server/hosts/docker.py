@@ -210,6 +210,9 @@ async def _started(engine: Engine, container_id: str, run_dir: Path) -> AsyncIte
     async def follow() -> None:
         await anyio.to_thread.run_sync(read_output, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
         ended.set()
+        logger.error(
+            "the container %s has ended; its last words: %s", container_id[:12], "".join(said).strip() or "none"
+        )
 
     await _in_thread(partial(engine.start_container, container_id))
     try:

@@ -26,6 +26,7 @@ from kernel_server.tasks import running
 logger = logging.getLogger(__name__)
 
 READY_SECONDS = 20.0
+PROBE_INTERVAL_SECONDS = 0.1
 SEND_SECONDS = 10.0  # a kernel that takes no request for so long is stuck
 IDLE_GRACE_SECONDS = 1.0  # after the reply; idle can be lost in a flood
 MAX_MESSAGE_BYTES = 256 << 20  # beyond it libzmq drops the connection
@@ -96,7 +97,7 @@ class KernelConnection:
         self._sockets = sockets
         self._executions: dict[str, Execution] = {}
         self._waiting: dict[str, _Waiting] = {}
-        self._welcome = anyio.Event()
+        self._subscribed = anyio.Event()
         self._gone = False
 
     # -- requests --------------------------------------------------------------------------------------------------
@@ -199,8 +200,7 @@ class KernelConnection:
             execution.replied.set()
 
     def _route_iopub(self, msg_type: str, parent: str | None, content: dict[str, Any]) -> None:
-        if msg_type == "iopub_welcome":
-            self._welcome.set()
+        self._subscribed.set()
         execution = self._executions.get(parent or "")
         if execution is None:
             return
@@ -213,9 +213,16 @@ class KernelConnection:
             execution.outputs.fold(msg_type, content)
 
     async def wait_ready(self) -> None:
-        """Ready means: our subscription is in place (`iopub_welcome`, JEP 65) and the kernel has answered once."""
-        await self._welcome.wait()
-        await self.probe()
+        """Ready means: the kernel has answered, and our subscription is in place.
+
+        What shows the latter is any message on IOPub: `iopub_welcome` (JEP 65), or the status of a probe. ipykernel
+        can miss the moment for the former, when it is sending just then, so a probe follows until something comes.
+        """
+        while True:
+            await self.probe()
+            with anyio.move_on_after(PROBE_INTERVAL_SECONDS):
+                await self._subscribed.wait()
+                return
 
 
 def _pages(content: dict[str, Any]) -> list[dict[str, Any]]:

@@ -15,10 +15,15 @@ from pydantic import ValidationError
 from kernel_server.errors import KernelServerError
 from kernel_server.text import clean, one_line
 from kernel_server.tools.services import Services
+from kernel_server.tools.stdio import serve_stdio
 
 
 class KernelMCPServer(MCPServer[Services]):
     """An MCPServer whose tool errors say what is wrong and what to do, and nothing else."""
+
+    async def run_stdio_async(self) -> None:
+        """Serves over stdin and stdout, also clients that send `server/discover` and then `initialize`."""
+        await serve_stdio(self._lowlevel_server)
 
     async def list_tools(self) -> list[Tool]:
         """The tools; their schemas say that other arguments are refused.

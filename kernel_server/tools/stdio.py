@@ -1,0 +1,80 @@
+"""Serving over stdio for clients of every age.
+
+The SDK lets the first request decide whether a connection speaks 2026-07-28 or an older version. Some clients send
+`server/discover` to find out, and then `initialize`: the SDK refuses them. Here `server/discover` is answered without
+deciding anything; the first other request decides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+from mcp.server.lowlevel.server import Server
+from mcp.server.runner import modern_on_request
+from mcp.server.stdio import stdio_server
+from mcp.shared._context_streams import ContextReceiveStream, ContextSendStream, create_context_streams
+from mcp.shared.message import SessionMessage
+from mcp.shared.transport_context import TransportContext
+from mcp.types import JSONRPCRequest, JSONRPCResponse
+
+MODERN_VERSION = "2026-07-28"
+VERSION_KEY = "io.modelcontextprotocol/protocolVersion"  # SEP-2575: the version that each request names
+
+
+class _DiscoverContext:
+    """What answering `server/discover` needs of the SDK's DispatchContext."""
+
+    message_metadata = None
+    can_send_request = False
+    transport = TransportContext(kind="stdio", can_send_request=False)
+
+    def __init__(self, request_id: str | int) -> None:
+        self.request_id = request_id
+        self.cancel_requested = anyio.Event()
+
+    async def notify(self, *_: Any) -> None:
+        """Nothing to notify anyone of."""
+
+    async def progress(self, *_: Any) -> None:
+        """There is none."""
+
+    async def send_raw_request(self, *_: Any) -> Any:
+        """The client is not asked anything."""
+        raise RuntimeError("server/discover asks nothing")
+
+
+async def serve_stdio(server: Server[Any]) -> None:
+    """Serves until stdin ends."""
+    async with stdio_server() as (from_client, to_client):
+        forward, received = create_context_streams[SessionMessage | Exception](0)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_forward, server, from_client, to_client, forward)
+            await server.run(received, to_client, server.create_initialization_options())
+            tasks.cancel_scope.cancel()
+
+
+async def _forward(
+    server: Server[Any],
+    from_client: ContextReceiveStream[SessionMessage | Exception],
+    to_client: ContextSendStream[SessionMessage],
+    forward: ContextSendStream[SessionMessage | Exception],
+) -> None:
+    answer = modern_on_request(server, {})
+    decided = False
+    async with forward:
+        async for item in from_client:
+            request = getattr(item, "message", None)
+            if not decided and isinstance(request, JSONRPCRequest):
+                if _is_discover(request):
+                    result = await answer(_DiscoverContext(request.id), request.method, request.params)
+                    response = JSONRPCResponse(jsonrpc="2.0", id=request.id, result=dict(result))
+                    await to_client.send(SessionMessage(message=response))
+                    continue
+                decided = True
+            await forward.send(item)
+
+
+def _is_discover(request: JSONRPCRequest) -> bool:
+    meta = (request.params or {}).get("_meta") or {}
+    return request.method == "server/discover" and meta.get(VERSION_KEY) == MODERN_VERSION

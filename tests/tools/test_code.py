@@ -1,0 +1,202 @@
+"""run_code through a real MCP client: what comes back, in which form, and what stays. Both engines."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from tests.driving import Handle, Kit, stopwatch
+
+pytestmark = pytest.mark.anyio
+
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+
+
+async def test_variables_stay_from_cell_to_cell(session: Handle) -> None:
+    """DESIGN, tools: run_code runs a cell of the session's kernel."""
+    await session.run("answer = 41")
+    reply = await session.run("answer + 1")
+    assert reply.text == "42"
+    assert reply.kinds == ["text"]
+    seconds = reply.result.pop("seconds")
+    assert seconds >= 0
+    assert reply.result == {
+        "status": "ok",
+        "session_id": session.session_id,
+        "execution_count": 2,
+        "generation": 1,
+        "seconds": seconds,
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ('{"a": 1}', "{'a': 1}"),
+        ("[1, 2]", "[1, 2]"),
+        ("null", "NameError"),
+        ('"x"', "'x'"),
+        ("5", "5"),
+        ("true", "NameError"),
+    ],
+)
+async def test_code_that_looks_like_json_runs_as_python(session: Handle, code: str, shown: str) -> None:
+    """facts/mcp.md 1: the SDK parses texts as JSON unless a parameter is plain `str`."""
+    assert shown in (await session.run(code)).text
+
+
+async def test_run_tools_return_no_structured_content(session: Handle) -> None:
+    """DESIGN, results: clients drop content beside structuredContent. Also none in the error case."""
+    await session.call("edit_file", container_path="a.py", content="print(1)")
+    for reply in (await session.run("1"), await session.run("1/0"), await session.call("run_file", path="a.py")):
+        assert reply.raw.structured_content is None
+
+
+async def test_text_image_and_error_come_in_order(session: Handle) -> None:
+    """DESIGN, results; issue 2: text, images and errors in order."""
+    code = (
+        "from IPython.display import display, Image\n"
+        "print('before')\n"
+        f"display(Image(data={_tiny_png()!r}))\n"
+        "print('after')\n"
+        "1/0"
+    )
+    reply = await session.run(code)
+    assert reply.status == "error"
+    assert reply.is_error is False, "what user code does is data"
+    assert reply.kinds == ["text", "image", "text"]
+    first, _, last = reply.raw.content
+    assert first.type == "text"
+    assert first.text == "before"
+    assert last.type == "text"
+    assert last.text.startswith("after\n")
+    assert "ZeroDivisionError: division by zero" in last.text
+    assert "\x1b" not in last.text
+
+
+async def test_png_and_jpeg_arrive_as_images(session: Handle) -> None:
+    """Issue 2: results carry images, PNG and JPEG. The bytes are what was displayed."""
+    jpeg = JPEG + b"\xe0" + bytes(20)
+    code = (
+        "from IPython.display import display\n"
+        f"display({{'image/png': {base64.b64encode(_tiny_png()).decode()!r}}}, raw=True)\n"
+        f"display({{'image/jpeg': {base64.b64encode(jpeg).decode()!r}}}, raw=True)\n"
+    )
+    reply = await session.run(code)
+    assert [(image.mime_type, base64.b64decode(image.data)) for image in reply.images] == [
+        ("image/png", _tiny_png()),
+        ("image/jpeg", jpeg),
+    ]
+
+
+async def test_matplotlib_figure_comes_back_without_show(session: Handle) -> None:
+    """The docstring of run_code promises it."""
+    reply = await session.run("import matplotlib.pyplot as plt\n_ = plt.plot([1, 2, 3])")
+    assert reply.status == "ok", reply.text
+    assert [image.mime_type for image in reply.images] == ["image/png"]
+    assert base64.b64decode(reply.images[0].data).startswith(PNG)
+
+
+async def test_bytes_that_only_claim_to_be_an_image_are_not_sent_as_one(session: Handle) -> None:
+    """Ours: a client shows what it gets; a kernel is hostile. The cell's text is kept."""
+    fake = base64.b64encode(b"<script>").decode()
+    reply = await session.run(f"display({{'image/png': {fake!r}, 'text/plain': 'a plot'}}, raw=True)")
+    assert reply.images == []
+    assert reply.text == "a plot"
+
+
+async def test_too_many_images_are_left_out_by_name(session: Handle) -> None:
+    """DESIGN, results: at most 700 KB of base64 in all; Claude Desktop refuses more than 1 MB."""
+    code = (
+        "import base64, os\n"
+        "data = base64.b64encode(b'\\x89PNG\\r\\n\\x1a\\n' + os.urandom(300_000)).decode()\n"
+        "for _ in range(3): display({'image/png': data}, raw=True)"
+    )
+    reply = await session.run(code)
+    assert len(reply.images) == 1
+    assert sum(len(image.data) for image in reply.images) <= 700_000
+    assert reply.text.count("left out") == 2
+    assert "cp_out" in reply.text
+
+
+async def test_dataframe_comes_as_text_not_html(session: Handle) -> None:
+    """DESIGN, results: DataFrames as text; no HTML inline."""
+    reply = await session.run("import pandas as pd\npd.DataFrame({'x': [1, 2]})")
+    assert reply.text.split() == ["x", "0", "1", "1", "2"]
+
+
+async def test_long_output_keeps_head_and_tail_within_the_limit(session: Handle) -> None:
+    """DESIGN, results: text is at most PY_EXEC_OUTPUT_BYTES (10 KB), head and tail, with how to get the rest."""
+    reply = await session.run("for i in range(100_000): print('line', i)")
+    lines = reply.text.splitlines()
+    assert lines[0] == "line 0"
+    assert lines[-1] == "line 99999"
+    assert len(reply.text.encode()) <= 10_000 + 300, "the note about what is missing may add a line"
+    assert "bytes left out" in reply.text
+    assert "export_notebook" in reply.text
+
+
+async def test_error_at_the_end_of_long_output_is_whole(session: Handle) -> None:
+    """Ours: the traceback is what the model needs most."""
+    reply = await session.run("print('x' * 100_000)\nraise ValueError('the reason')")
+    assert reply.text.endswith("ValueError: the reason")
+    assert len(reply.text.encode()) <= 10_300
+
+
+async def test_printing_100_mb_is_cut_and_the_session_goes_on(session: Handle) -> None:
+    """Issue 2, bad input: prints 100 MB. The count of what is missing is right."""
+    await session.run("kept = 1")
+    reply = await session.run("print('a' * 10**8)")
+    assert reply.status == "ok"
+    assert len(reply.text.encode()) <= 10_300
+    assert "of 100000001 bytes left out" in reply.text
+    assert await session.value("kept") == "1"
+
+
+async def test_cell_without_output_says_so(session: Handle) -> None:
+    """Ours: an empty content list makes some clients fail."""
+    assert (await session.run("a = 1")).text == "(no output)"
+
+
+async def test_progress_bar_comes_as_its_last_state(session: Handle) -> None:
+    """Ours: carriage returns rewrite the line, as in a terminal."""
+    assert (await session.run("for i in range(5): print(f'\\r{i}/4', end='')")).text == "4/4"
+
+
+async def test_ipython_syntax_works(session: Handle) -> None:
+    """The docstring of run_code promises `!ls`, magics and top-level await."""
+    assert "in-a-shell" in await session.value("!echo in-a-shell")
+    assert await session.value("import asyncio\nawait asyncio.sleep(0, 'awaited')") == "'awaited'"
+    assert "loop" in await session.value("%timeit -n1 -r1 pass")
+
+
+async def test_one_shot_code_needs_no_session(kit: Kit) -> None:
+    """DESIGN, tools: no id is a one-shot session; its outputs are in the result, and it is gone afterwards."""
+    reply = await kit.call("run_code", code="x = 6\nx * 7")
+    assert reply.text == "42"
+    assert reply.status == "ok"
+    again = await kit.call("run_code", code="x")
+    assert "NameError" in again.text
+    assert again.result["session_id"] != reply.result["session_id"]
+    gone = await kit.call("run_code", code="1", session_id=reply.result["session_id"])
+    assert gone.is_error
+    assert "one-shot" in gone.text
+
+
+async def test_call_timeout_stops_the_cell_and_keeps_variables(session: Handle) -> None:
+    """DESIGN, tools: `timeout` is the cell's; statuses are data; variables survive an interrupt."""
+    await session.run("kept = 5")
+    with stopwatch() as seconds:
+        reply = await session.run("print('begun', flush=True)\nimport time; time.sleep(60)", timeout=0.5)
+        assert seconds() < 10
+    assert reply.status == "timeout"
+    assert reply.text.startswith("begun")
+    assert "timeout" in reply.text.splitlines()[-1]
+    assert await session.value("kept") == "5"
+
+
+def _tiny_png() -> bytes:
+    return base64.b64decode(
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    )

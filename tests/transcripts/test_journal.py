@@ -1,0 +1,164 @@
+"""The journal of a session: what survives crashes and full disks, and who may read it."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernel_server.errors import FileError
+from kernel_server.kernels.outputs import Display, Error, Outputs, Stream
+from kernel_server.transcripts.journal import KEPT_SECONDS, Journal, JournaledCell, JournalFolder
+
+BEGUN = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
+SESSION_ID = "0123456789abcdef" * 2
+
+
+def cell(source: str = "1", **more: Any) -> JournaledCell:
+    given: dict[str, Any] = {
+        "outputs": Outputs(),
+        "execution_count": 1,
+        "status": "ok",
+        "generation": 1,
+        "begun": BEGUN,
+        "ended": BEGUN + timedelta(seconds=1.5),
+        **more,
+    }
+    return JournaledCell(source, **given)
+
+
+def sources(journal: Journal) -> list[str]:
+    return [record["source"] for record in journal.cells()]
+
+
+def test_cell_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    """Ours: outputs as nbformat 4 has them, times in UTC."""
+    outputs = Outputs(
+        [
+            Stream("stderr", "warning\n"),
+            Display({"text/plain": "1", "image/png": "AAAA"}, {"a": 1}),
+            Display({"text/plain": "2"}, {}, 3),
+            Error("ValueError", "why", ["line 1", "line 2"]),
+        ]
+    )
+    journal = Journal(tmp_path / "new" / "folder" / "j.jsonl")
+    journal.append(
+        cell("ünï\n'\"\\", outputs=outputs, execution_count=3, status="error", generation=2, notes=["a note"])
+    )
+    assert list(journal.cells()) == [
+        {
+            "source": "ünï\n'\"\\",
+            "execution_count": 3,
+            "status": "error",
+            "generation": 2,
+            "begun": "2026-01-01T12:00:00+00:00",
+            "ended": "2026-01-01T12:00:01.500000+00:00",
+            "notes": ["a note"],
+            "outputs": [
+                {"output_type": "stream", "name": "stderr", "text": "warning\n"},
+                {
+                    "output_type": "display_data",
+                    "data": {"text/plain": "1", "image/png": "AAAA"},
+                    "metadata": {"a": 1},
+                },
+                {"output_type": "execute_result", "data": {"text/plain": "2"}, "metadata": {}, "execution_count": 3},
+                {"output_type": "error", "ename": "ValueError", "evalue": "why", "traceback": ["line 1", "line 2"]},
+            ],
+        }
+    ]
+
+
+def test_journal_is_for_its_user_only(tmp_path: Path) -> None:
+    """DESIGN, lifetime: the state folder holds what agents do; 0600 also under a careless umask."""
+    before = os.umask(0)
+    try:
+        journal = Journal(tmp_path / "journals" / "j.jsonl")
+        journal.append(cell())
+    finally:
+        os.umask(before)
+    assert oct(journal.path.stat().st_mode & 0o777) == "0o600"
+    assert oct(journal.path.parent.stat().st_mode & 0o777) == "0o700"
+
+
+@pytest.mark.parametrize("kept", [1, 40, -2])
+def test_torn_last_line_is_passed_over(tmp_path: Path, kept: int) -> None:
+    """Ours: a crash can only tear the last line; the cells before it stay good."""
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.append(cell("first"))
+    whole = journal.path.read_bytes()
+    journal.append(cell("torn"))
+    last = journal.path.read_bytes()[len(whole) :]
+    journal.path.write_bytes(whole + last[:kept])
+    assert sources(journal) == ["first"]
+
+
+def test_cell_after_a_torn_line_is_not_lost(tmp_path: Path) -> None:
+    """Ours: a server that comes back appends to the journal of the session it adopts."""
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.append(cell("first"))
+    with open(journal.path, "ab") as file:
+        file.write(b'{"source": "to')
+    journal.append(cell("second"))
+    assert sources(journal) == ["first", "second"]
+
+
+@pytest.mark.parametrize("line", [b"\n", b"null\n", b"[1]\n", b'{"source": "only"}\n', b"\xff\xfe\n"])
+def test_line_that_is_no_cell_is_passed_over(tmp_path: Path, line: bytes) -> None:
+    """Ours: one bad line must not take the whole transcript with it."""
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.append(cell("first"))
+    with open(journal.path, "ab") as file:
+        file.write(line)
+    journal.append(cell("second"))
+    assert sources(journal) == ["first", "second"]
+
+
+def test_full_disk_leaves_earlier_cells_good_and_later_ones_possible(small_disk: Path) -> None:
+    """Issue 2: disk full; nothing is lost. The error names the setting, and what was half written is taken back."""
+    journal = Journal(small_disk / "journals" / "j.jsonl")
+    journal.append(cell("first"))
+    size = journal.path.stat().st_size
+    with pytest.raises(FileError, match="PY_EXEC_STATE_DIR"):
+        journal.append(cell("x" * 1_000_000))
+    assert journal.path.stat().st_size == size
+    journal.append(cell("second"))
+    assert sources(journal) == ["first", "second"]
+
+
+def test_lone_surrogates_survive(tmp_path: Path) -> None:
+    """Ours: Python prints them; the journal keeps what was there, as an escape."""
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.append(cell("print('\ud800')", outputs=Outputs([Stream("stdout", "\ud800\n")])))
+    assert json.loads(journal.path.read_text("ascii"))["outputs"][0]["text"] == "\ud800\n"
+
+
+def test_journal_is_found_by_a_session_id_and_by_nothing_else(tmp_path: Path) -> None:
+    """Ours: the id comes from a client; a path in it must lead nowhere."""
+    folder = JournalFolder(tmp_path / "journals")
+    assert folder.find(SESSION_ID) is None, "nothing has run in it"
+    folder.journal(SESSION_ID).append(cell())
+    (tmp_path / "outside.jsonl").write_text("{}\n")
+    assert folder.find(SESSION_ID) is not None
+    for hostile in ("../outside", "", ".", SESSION_ID.upper(), f"{SESSION_ID}\n", f"x/../{SESSION_ID}", "a" * 32):
+        assert folder.find(hostile) is None
+
+
+def test_old_journals_are_swept(tmp_path: Path) -> None:
+    """Ours: journals of ended sessions are kept for 7 days after their last cell."""
+    folder = JournalFolder(tmp_path)
+    old, young = folder.journal("a" * 32), folder.journal("b" * 32)
+    old.append(cell())
+    young.append(cell())
+    past = old.path.stat().st_mtime - KEPT_SECONDS - 1
+    os.utime(old.path, (past, past))
+    folder.sweep()
+    assert os.listdir(tmp_path) == [young.path.name]
+
+
+def test_journal_of_a_session_that_ran_nothing_is_empty(tmp_path: Path) -> None:
+    """Ours."""
+    assert list(Journal(tmp_path / "none.jsonl").cells()) == []
