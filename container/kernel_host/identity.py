@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 
 # The inode of the initial PID namespace is fixed: include/linux/proc_ns.h, PROC_PID_INIT_INO.
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
-PR_SET_DUMPABLE = 4  # prctl(2)
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4  # prctl(2)
 KILL_DEADLINE_SECONDS = 3.0
 
 LIMITS = {
@@ -72,6 +72,11 @@ def user_site(home: str) -> str:
 def make_dumpable() -> None:
     """Makes /proc/self and debuggers work as in any process (a change of UID takes that away: proc(5))."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+
+def die_with_parent() -> None:
+    """SIGKILLs this process when its parent ends; in a container the end of PID 1's child does that."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def kill_all_of_this_uid() -> None:

@@ -150,7 +150,9 @@ def run(launch: KernelLaunch, ready: Callable[[SessionKernelApp], None]) -> None
     with nullcontext() if launch.host_uid is None else identity.acting_as(launch.host_uid):
         app.bind_channels()
     identity.set_limits(launch.limits)
-    if launch.uid is not None:
+    if launch.uid is None:
+        identity.die_with_parent()
+    else:
         identity.become(launch.uid)
         identity.make_dumpable()
     os.umask(0o022)
