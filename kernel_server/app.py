@@ -64,6 +64,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             input_folder=settings.input_folder,
             output_folder=settings.output_folder,
             timeout=settings.timeout,
+            wait=settings.wait,
             output_bytes=settings.output_bytes,
         )
 

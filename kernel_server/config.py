@@ -108,10 +108,18 @@ class Settings(BaseSettings):
     )
     timeout: float = _setting(
         "PY_EXEC_TIMEOUT",
-        300.0,
+        3600.0,
         "Seconds until a cell is interrupted, unless the call says otherwise; 0 is never.",
         "seconds, 0 or more",
         ge=0,
+    )
+    wait: float = _setting(
+        "PY_EXEC_WAIT",
+        45.0,
+        "Seconds after which a call that runs code returns what there is so far, while the code runs on; "
+        "clients give up after 60.",
+        "seconds above 0",
+        gt=0,
     )
     output_bytes: Bytes = _setting(
         "PY_EXEC_OUTPUT_BYTES",
@@ -144,7 +152,7 @@ class Settings(BaseSettings):
     ca_bundle: Annotated[Folder, AfterValidator(_existing_file)] | None = _setting(
         "PY_EXEC_CA_BUNDLE",
         None,
-        "PEM file of the authorities to trust while the image is built, for networks that inspect TLS."
+        "PEM file of the authorities to trust while the image is built and by `pip` inside, for networks that inspect TLS."
         f" Without it, the first file that {', '.join(CA_VARIABLES)} names.",
         "a file that exists; there is no such file",
     )

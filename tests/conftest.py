@@ -17,6 +17,12 @@ from kernel_server.hosts.engine import Engine
 from tests.driving import Handle, Kit, in_own_task, serving
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """docker-py leaves the socket of a failed connection to the garbage collector, which may run in any later test."""
+    for family in ("1, type=1", "AddressFamily.AF_UNIX, type=SocketKind.SOCK_STREAM"):
+        config.addinivalue_line("filterwarnings", rf"ignore:unclosed <socket.socket fd=\d+, family={family}, proto=0>")
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Sockets of pyzmq know asyncio only."""

@@ -272,7 +272,8 @@ def _copy_file(source: int, path: str, target: int, name: str, budget: _Budget) 
         if not stat.S_ISREG(status.st_mode):
             raise Refused(f"{path}: not a regular file ({_kind_name(status.st_mode)})")
         budget.take(status.st_size, path)
-        writer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=target)
+        mode = 0o700 if status.st_mode & stat.S_IXUSR else 0o600
+        writer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, dir_fd=target)
         try:
             _copy_bytes(reader, writer, status.st_size)
         except OSError as error:

@@ -30,6 +30,7 @@ from . import identity
 
 # Names of the five sockets: jupyter_client's ipc transport appends "-<port>" to `ip`.
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
+CA_BUNDLE = "/opt/kernel_server/ca-bundle.crt"  # if the image was built with one
 HEARTBEAT_BIND_SECONDS = 5.0  # ipykernel binds it in a thread of its own
 
 
@@ -196,6 +197,8 @@ def _set_environment(launch: KernelLaunch) -> None:
         PYTHONUNBUFFERED="1",
     )
     os.environ.pop("MPLCONFIGDIR", None)
+    if os.path.exists(CA_BUNDLE):
+        os.environ.update(dict.fromkeys(("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), CA_BUNDLE))
     os.environ.update(launch.environment)
     # What `pip install --user` of this session installs (HOME was another one when `site` ran).
     site.USER_BASE, site.USER_SITE = f"{home}/.local", identity.user_site(home)

@@ -187,7 +187,7 @@ def _unpack(chunks: Iterator[bytes], staging: int, files: int, size: int) -> Non
                 elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
                     if arrived_bytes + member.size > size:  # before it fills the disk
                         raise FileError("The container sent more than it had announced. Nothing was written.")
-                    arrived_bytes += _write(stream, member.size, parent, parts[-1])
+                    arrived_bytes += _write(stream, member, parent, parts[-1])
                     arrived_files += 1
                 else:
                     raise FileError(
@@ -203,10 +203,11 @@ def _open_parent(staging: int, parts: list[str]) -> int:
     return open_beneath(staging, "/".join(parts[:-1]) or ".", os.O_DIRECTORY | os.O_RDONLY)
 
 
-def _write(stream: IteratorReader, size: int, parent: int, name: str) -> int:
-    writer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=parent)
+def _write(stream: IteratorReader, member: tarfile.TarInfo, parent: int, name: str) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    writer = os.open(name, flags, 0o777 if member.mode & stat.S_IXUSR else 0o666, dir_fd=parent)
     try:
-        return stream.pour(writer, size)
+        return stream.pour(writer, member.size)
     finally:
         os.close(writer)
 

@@ -36,6 +36,8 @@ class LocalArchive:
 
     def put(self, folder: str, tar: Iterator[bytes]) -> None:
         with tarfile.open(fileobj=IteratorReader(tar), mode="r|", bufsize=PIPE_BYTES) as archive:
+            # Python 3.12 and 3.13 warn without a filter; older ones do not know the argument.
+            archive.extraction_filter = lambda member, _: member
             for member in archive:  # we made it ourselves: regular files and folders with clean names
                 archive.extract(member, folder, numeric_owner=True)
 

@@ -212,15 +212,9 @@ class Registry:
             return session
         raise self._ended.get(session_id) or SessionUnknown(session_id)
 
-    @asynccontextmanager
-    async def one_shot(self, on_wait: OnWait | None = None) -> AsyncIterator[Session]:
-        """A session for the length of the block."""
-        session = await self.open(on_wait)
-        try:
-            yield session
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._end(session, SessionClosed(session.session_id, "the end of its one-shot call"), clear=True)
+    async def end_one_shot(self, session: Session) -> None:
+        """Ends a session that was made for one call."""
+        await self._end(session, SessionClosed(session.session_id, "the end of its one-shot call"), clear=True)
 
     async def close(self, session_id: str) -> None:
         """Ends a session and removes its workspace.

@@ -9,7 +9,7 @@ from typing import Literal
 from kernel_server.hosts.base import Death
 from kernel_server.kernels.outputs import Outputs
 
-Status = Literal["ok", "error", "interrupted", "timeout", "died"]
+Status = Literal["ok", "error", "running", "interrupted", "timeout", "died"]
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 import anyio
 import zmq.asyncio
+from anyio.abc import TaskGroup
 
 from kernel_server.errors import EngineError, FileError, KernelError, SessionError
 from kernel_server.hosts.base import Death, KernelHost
 from kernel_server.kernels.connection import Execution, KernelConnection, connect_kernel
+from kernel_server.kernels.outputs import Outputs
+from kernel_server.sessions.jobs import Job
 from kernel_server.sessions.results import Cell, CellResult, Status, explain_death, explain_loss
 from kernel_server.transcripts.journal import Journal, JournaledCell
 
@@ -23,8 +27,15 @@ logger = logging.getLogger(__name__)
 # Stopping a cell: ask, look, ask again, look, then kill; 5 s in all.
 INTERRUPT_SECONDS = (2.0, 1.5)
 KILL_SECONDS = 1.5
+STOP_SECONDS = sum(INTERRUPT_SECONDS) + KILL_SECONDS + 3.0
 DEATH_REPORT_SECONDS = 2.0  # between a closed connection and the kernel host's word of what happened
 CLEAR_SECONDS = 30.0
+PROGRESS_SECONDS = 4.0  # between two notifications; clients count silence as a hang
+MAX_UNCOLLECTED = 5  # outcomes that are kept for somebody to call `wait`
+NEVER_STARTED = "It was stopped before its turn came; nothing of it ran."
+
+OnProgress = Callable[[float, str], Awaitable[None]]
+"""Told every few seconds how long a cell has been running, and the last line it printed."""
 
 
 @dataclass
@@ -72,6 +83,8 @@ class Session:
         self._host = host
         self._context = context
         self._turn = anyio.Lock()  # first in, first out: the cells of a session run in order
+        self._jobs: deque[Job] = deque()  # whose outcome nobody has yet
+        self._tasks: TaskGroup | None = None
         self._users = 0
         self._life = _Life(1)
         self._last_death: Death | None = None
@@ -87,8 +100,10 @@ class Session:
     async def run(self) -> None:
         """Keeps a kernel ready until the session is ended, then removes everything it owns."""
         try:
-            while not self._end.is_set():
-                await self._serve_one_kernel()
+            async with anyio.create_task_group() as self._tasks:
+                while not self._end.is_set():
+                    await self._serve_one_kernel()
+                self._life.succeeded.set()
         finally:
             self._life.succeeded.set()
             with anyio.move_on_after(CLEAR_SECONDS, shield=True):
@@ -183,47 +198,116 @@ class Session:
 
     # -- cells -----------------------------------------------------------------------------------------------------
 
-    async def run_cell(self, cell: Cell) -> CellResult:
-        """Runs a cell after all cells that were sent before it.
+    def submit(self, cell: Cell) -> Job:
+        """Takes a cell: it runs after all that were sent before it, whether anybody waits for it or not.
 
-        A cancelled call interrupts its cell. What the code does, its death included, is data in the result.
+        What the code does, its death included, is data in the result.
+
+        Raises:
+            SessionError: the session has been ended.
+        """
+        if self._ending is not None:
+            raise self._ending
+        assert self._tasks is not None, "a session takes cells once it is ready"
+        job = Job(cell)
+        self._jobs.append(job)
+        self._tasks.start_soon(self._work, job)
+        return job
+
+    async def collect(self, job: Job, seconds: float, on_progress: OnProgress | None = None) -> CellResult:
+        """Waits at most `seconds` for a job and returns its outcome, or what there is so far with status `running`.
+
+        An outcome is handed out once. To be cancelled leaves the job alone.
 
         Raises:
             KernelError, EngineError: there is no kernel to run it.
             SessionError: the session was ended meanwhile.
         """
-        async with self.in_use(), self._turn:
-            life = await self._current_life()
-            assert life.kernel is not None
-            begun, started = datetime.now(timezone.utc), time.monotonic()
-            async with life.kernel.execute(cell.code) as execution:
-                status = await self._wait(life, execution, cell, begun, started)
-            if self._ending is not None:
-                raise self._ending
-            result = await self._result(life, execution, status, time.monotonic() - started)
-            self._loss = None  # this result tells of it; that of a cancelled call reaches nobody
-            self._record(cell, result, begun)
-            return result
+        async with self.in_use():
+            with anyio.move_on_after(seconds):
+                while not job.done.is_set():
+                    with anyio.move_on_after(PROGRESS_SECONDS):
+                        await job.done.wait()
+                    if on_progress is not None and not job.done.is_set():
+                        await on_progress(job.seconds, job.last_line)
+        if job.done.is_set() and job in self._jobs:
+            self._jobs.remove(job)
+        return job.outcome(self.session_id, self.generation, self._how_to_go_on(job))
 
-    async def _wait(
-        self, life: _Life, execution: Execution, cell: Cell, begun: datetime, started: float
-    ) -> Status | None:
-        """Waits for the cell; the status if it was we who stopped it."""
-        assert life.kernel is not None
+    async def abandon(self, job: Job) -> None:
+        """Interrupts a job whose outcome nobody wants any more, and waits for its end."""
+        job.abandoned = True
+        job.stop()
+        if job in self._jobs:
+            self._jobs.remove(job)
+        with anyio.move_on_after(STOP_SECONDS, shield=True):
+            await job.done.wait()
+
+    async def interrupt(self) -> Job | None:
+        """Stops the running cell; its outcome stays to be collected. Returns it, or None if none is running."""
+        job = self.running_job
+        if job is not None:
+            async with self.in_use():
+                job.stop()
+                with anyio.move_on_after(STOP_SECONDS):
+                    await job.done.wait()
+        return job
+
+    @property
+    def oldest_job(self) -> Job | None:
+        """The first job whose outcome nobody has yet."""
+        return self._jobs[0] if self._jobs else None
+
+    @property
+    def running_job(self) -> Job | None:
+        """The job that the kernel is working on."""
+        return next((job for job in self._jobs if job.started is not None and not job.done.is_set()), None)
+
+    def _how_to_go_on(self, job: Job) -> str:
+        if job.started is None:
+            return f"Waiting for its turn behind another cell. Call wait(session_id={self.session_id!r}) to go on."
+        return (
+            f"Still running after {job.seconds:.0f} s; this is the output so far. Call "
+            f"wait(session_id={self.session_id!r}) to go on waiting, or interrupt to stop it."
+        )
+
+    async def _work(self, job: Job) -> None:
         try:
-            with anyio.move_on_after(cell.timeout or None) as deadline:
-                await life.kernel.wait_over(execution)
-            if not deadline.cancelled_caught:
-                return None
-            await self._stop_cell(life.kernel, execution)
-            return "timeout"
-        except anyio.get_cancelled_exc_class():
-            with anyio.CancelScope(shield=True):
-                await self._stop_cell(life.kernel, execution)
-                if self._ending is None:
-                    stopped = await self._result(life, execution, "interrupted", time.monotonic() - started)
-                    self._record(cell, stopped, begun)
-            raise
+            async with self.in_use(), self._turn:
+                job.result = await self._run(job)
+        except (KernelError, EngineError, SessionError) as error:
+            job.failure = error
+        finally:
+            job.done.set()
+            while len(self._jobs) > MAX_UNCOLLECTED and self._jobs[0].done.is_set():
+                self._jobs.popleft()
+
+    async def _run(self, job: Job) -> CellResult:
+        life = await self._current_life()
+        assert life.kernel is not None
+        begun = datetime.now(timezone.utc)
+        if job.stopped:
+            return CellResult(self.session_id, "interrupted", Outputs(), 0, life.generation, 0.0, [NEVER_STARTED])
+        job.started = time.monotonic()
+        async with life.kernel.execute(job.cell.code) as execution:
+            job.execution = execution
+            stopped = await self._wait(life.kernel, job, execution)
+        if self._ending is not None:
+            raise self._ending
+        result = await self._result(life, execution, stopped, job.seconds)
+        if not job.abandoned:
+            self._loss = None  # this result tells of it
+        self._record(job.cell, result, begun)
+        return result
+
+    async def _wait(self, kernel: KernelConnection, job: Job, execution: Execution) -> Status | None:
+        """Waits for the cell; the status if it was we who stopped it."""
+        with job.scope, anyio.move_on_after(job.cell.timeout or None) as deadline:
+            await kernel.wait_over(execution)
+        if execution.over.is_set():
+            return None
+        await self._stop_cell(kernel, execution)
+        return "timeout" if deadline.cancelled_caught else "interrupted"
 
     async def _stop_cell(self, kernel: KernelConnection, execution: Execution) -> None:
         """Interrupts, looks, interrupts again, looks, and in the end kills."""

@@ -6,14 +6,15 @@ import shlex
 from collections.abc import Callable
 from typing import Annotated
 
+import anyio
 from mcp.server.mcpserver import Context
-from mcp.types import CallToolResult, ToolAnnotations
+from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field
 
 from kernel_server.errors import FileError, RequestError
 from kernel_server.files.paths import SHARED, container_path
 from kernel_server.sessions.results import Cell, CellResult
-from kernel_server.sessions.session import Session
+from kernel_server.sessions.session import OnProgress, Session
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.render import render
 from kernel_server.tools.services import reporting, services
@@ -25,7 +26,13 @@ SessionId = Annotated[
 MakeCell = Callable[[Session], Cell]
 Timeout = Annotated[
     float,
-    Field(ge=0, description="Seconds after which the code is interrupted; 0: the server's default, normally 300."),
+    Field(ge=0, description="Seconds after which the code is interrupted; 0: the server's default, normally 3600."),
+]
+Wait = Annotated[
+    float,
+    Field(
+        ge=0, description="Seconds after which the call returns while the code runs on; 0: the server's default, 45."
+    ),
 ]
 
 
@@ -34,6 +41,7 @@ async def run_code(
     ctx: Context,
     session_id: SessionId = "",
     timeout: Timeout = 0,
+    wait: Wait = 0,
 ) -> CallToolResult:
     """Run Python code as a cell of the session's IPython kernel.
 
@@ -44,12 +52,13 @@ async def run_code(
     Long text is cut in the middle: print less, or write a file and read parts of it.
     If the code fails, the session goes on: fix the code and run it again. If the kernel itself dies (exit(), memory,
     a crash), the text says why, what is lost, and that a fresh kernel is ready.
+    Code that takes longer than `wait` seconds runs on: the result then says how to get the rest.
     """
     if not code.strip():
         raise RequestError("run_code: code is empty; give Python code to run.")
     _check_encodable(code, "code")
     cell = Cell(code, timeout=timeout or services(ctx).timeout)
-    return render(await _run(ctx, session_id, lambda _: cell), services(ctx).output_bytes)
+    return render(await _run(ctx, session_id, lambda _: cell, wait), services(ctx).output_bytes)
 
 
 async def run_file(
@@ -58,6 +67,7 @@ async def run_file(
     session_id: SessionId = "",
     args: Annotated[list[str], Field(description="What the script finds in sys.argv[1:].")] = [],  # noqa: B006 - never changed
     timeout: Timeout = 0,
+    wait: Wait = 0,
 ) -> CallToolResult:
     """Run a Python script of the workspace as __main__ in the session's kernel, like IPython's %run.
 
@@ -81,7 +91,7 @@ async def run_file(
     registry = services(ctx).registry
     if session_id:
         await _check_script(ctx, registry.get(session_id), path)
-    return render(await _run(ctx, session_id, make_cell), services(ctx).output_bytes)
+    return render(await _run(ctx, session_id, make_cell, wait), services(ctx).output_bytes)
 
 
 async def _check_script(ctx: Context, session: Session, path: str) -> None:
@@ -93,13 +103,72 @@ async def _check_script(ctx: Context, session: Session, path: str) -> None:
         raise FileError(f"path {path!r} is a folder; give a script in it.")
 
 
-async def _run(ctx: Context, session_id: str, make_cell: MakeCell) -> CellResult:
+async def wait(
+    session_id: Annotated[str, Field(description="The id that init returned.")],
+    ctx: Context,
+    wait: Annotated[float, Field(ge=0, description="Seconds to wait; 0: the server's default, 45.")] = 0,
+) -> CallToolResult:
+    """Go on waiting for code that was still running when run_code or run_file returned.
+
+    Returns its whole result when it is done, or what there is after `wait` seconds. Of several cells that are not
+    collected yet, the one that was sent first.
+    """
+    session = services(ctx).registry.get(session_id)
+    job = session.oldest_job
+    if job is None:
+        raise RequestError(f"Nothing is running in session {session_id}, and every result has been returned.")
+    result = await session.collect(job, wait or services(ctx).wait, _reporting(ctx))
+    return render(result, services(ctx).output_bytes)
+
+
+async def interrupt(
+    session_id: Annotated[str, Field(description="The id that init returned.")], ctx: Context
+) -> CallToolResult:
+    """Stop the code that is running in a session; its variables stay.
+
+    If it does not react to KeyboardInterrupt within some seconds, its kernel is killed, and the text says what is lost.
+    The result comes from the call that waits for the code, or from wait.
+    """
+    session = services(ctx).registry.get(session_id)
+    job = await session.interrupt()
+    if job is None:
+        return _text("Nothing is running in this session.")
+    if job.result is None:
+        return _text(f"The code did not stop in time. {job.failure or 'Call wait to see what happens.'}")
+    notes = "".join(f"\n[{note}]" for note in job.result.notes)
+    return _text(f"Interrupted after {job.result.seconds:.1f} s. Call wait for its output.{notes}")
+
+
+async def _run(ctx: Context, session_id: str, make_cell: MakeCell, wait: float) -> CellResult:
     registry = services(ctx).registry
-    if session_id:
-        session = registry.get(session_id)
-        return await session.run_cell(make_cell(session))
-    async with registry.one_shot(reporting(ctx)) as session:
-        return await session.run_cell(make_cell(session))
+    session = registry.get(session_id) if session_id else await registry.open(reporting(ctx))
+    over = False
+    try:
+        job = session.submit(make_cell(session))
+        try:
+            result = await session.collect(job, wait or services(ctx).wait, _reporting(ctx))
+        except anyio.get_cancelled_exc_class():
+            await session.abandon(job)
+            raise
+        over = result.status != "running"
+    except BaseException:
+        over = True
+        raise
+    finally:
+        if over and not session_id:
+            await registry.end_one_shot(session)
+    return result
+
+
+def _reporting(ctx: Context) -> OnProgress:
+    async def report(seconds: float, last_line: str) -> None:
+        await ctx.report_progress(seconds, None, last_line or f"running for {seconds:.0f} s")
+
+    return report
+
+
+def _text(text: str) -> CallToolResult:
+    return CallToolResult(content=[TextContent(type="text", text=text)])
 
 
 def _check_encodable(text: str, argument: str) -> None:
@@ -116,3 +185,7 @@ def register(server: KernelMCPServer) -> None:
     annotations = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False)
     server.tool(title="Run code", annotations=annotations)(run_code)
     server.tool(title="Run a file", annotations=annotations)(run_file)
+    server.tool(title="Wait for running code", annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))(
+        wait
+    )
+    server.tool(title="Interrupt running code", annotations=annotations)(interrupt)

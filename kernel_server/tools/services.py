@@ -19,6 +19,7 @@ class Services:
 
     Attributes:
         timeout: default for cells in seconds; 0 is never.
+        wait: default for how long a call waits for its cell, in seconds.
         output_bytes: budget for the text of one result.
     """
 
@@ -26,6 +27,7 @@ class Services:
     input_folder: Path
     output_folder: Path
     timeout: float
+    wait: float
     output_bytes: int
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,8 +94,10 @@ def test_data_stack_is_for_the_default_image_only(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine.connect()
+def engine() -> Iterator[Engine]:
+    connected = Engine.connect()
+    yield connected
+    connected.close()
 
 
 @pytest.fixture(scope="module")

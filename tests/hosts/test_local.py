@@ -14,6 +14,7 @@ from kernel_server.errors import FileError, HostLost
 from kernel_server.hosts.base import HostSettings
 from kernel_server.hosts.controlled import ControlledHost
 from kernel_server.hosts.local import local_host
+from tests.driving import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -61,5 +62,4 @@ async def test_its_end_is_noticed_by_those_who_wait(tmp_path: Path) -> None:
             while True:
                 await host.describe("s", ".")
         with anyio.fail_after(5):  # and its kernels go with it
-            while Path(f"/proc/{launched.pid}/cmdline").exists():
-                await anyio.sleep(0.01)
+            await eventually(lambda: not Path(f"/proc/{launched.pid}/cmdline").exists())

@@ -356,3 +356,17 @@ async def test_notebook_of_an_unknown_session_is_refused(kit: Kit) -> None:
         assert reply.is_error
         assert "Call init" in reply.text
     assert os.listdir(kit.output) == []
+
+
+async def test_a_script_stays_executable_on_its_way_in_and_out(session: Handle) -> None:
+    """Ours: as cp does; no other bit of the mode is taken over."""
+    script = session.kit.input / "tool.sh"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o744)
+    (session.kit.input / "data").write_text("1")
+    for name in ("tool.sh", "data"):
+        await session.call("cp_in", local_path=name)
+        await session.call("cp_out", container_path=name)
+    modes = {name: (session.kit.output / name).stat().st_mode & 0o111 for name in ("tool.sh", "data")}
+    assert bool(modes["tool.sh"]) is True
+    assert modes["data"] == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import gc
 import re
 from pathlib import Path
 
@@ -120,8 +119,6 @@ async def test_tools_are_the_documented_ones_and_refuse_other_arguments(local_ki
             assert "anyOf" not in schema, f"{tool.name}.{name}: a text must be plain `str` (facts/mcp.md 1)"
 
 
-# docker-py leaves the socket of a failed connection to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.docker
 async def test_server_answers_without_touching_docker(
     docker_engine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -137,4 +134,3 @@ async def test_server_answers_without_touching_docker(
         monkeypatch.delenv("DOCKER_HOST")
         again = await kit.call("init")
         assert not again.is_error, "the next call tries again"
-    gc.collect()

@@ -1,0 +1,73 @@
+"""A cell on its way through a session: it goes on when the call that sent it has returned."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import anyio
+
+from kernel_server.kernels.connection import Execution
+from kernel_server.kernels.outputs import Outputs, Stream
+from kernel_server.sessions.results import Cell, CellResult
+from kernel_server.text import one_line, settle, strip_ansi
+
+
+@dataclass
+class Job:
+    """A cell that a session has taken.
+
+    Attributes:
+        sent: when it was sent (monotonic seconds).
+        execution: its outputs so far, once the kernel has it.
+        started: when the kernel got it (monotonic seconds), or None while it waits for its turn.
+        result: how it went, once it is done.
+        failure: why there is no result.
+        done: set with either of them.
+        scope: cancelled to stop the cell; the wait for the kernel runs in it.
+        stopped: somebody asked to stop it.
+        abandoned: the call that sent it was cancelled, so that its outcome reaches nobody.
+    """
+
+    cell: Cell
+    sent: float = field(default_factory=time.monotonic)
+    execution: Execution | None = None
+    started: float | None = None
+    result: CellResult | None = None
+    failure: Exception | None = None
+    done: anyio.Event = field(default_factory=anyio.Event)
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    stopped: bool = False
+    abandoned: bool = False
+
+    def stop(self) -> None:
+        """Asks for the cell to be interrupted, or not to be started at all."""
+        self.stopped = True
+        self.scope.cancel()
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been running; 0 while it waits for its turn."""
+        return 0.0 if self.started is None else time.monotonic() - self.started
+
+    @property
+    def last_line(self) -> str:
+        """The last line it has printed, or ""."""
+        for item in reversed(self.execution.outputs.items if self.execution else []):
+            if isinstance(item, Stream):
+                lines = settle(strip_ansi(item.text[-2000:])).rstrip().splitlines()
+                return one_line(lines[-1]) if lines else ""
+        return ""
+
+    def outcome(self, session_id: str, generation: int, note: str) -> CellResult:
+        """Its result, or what there is of it so far with `note`.
+
+        Raises:
+            KernelServerError: there is none: no kernel, or the session was ended.
+        """
+        if self.failure is not None:
+            raise self.failure
+        if self.result is not None:
+            return self.result
+        outputs = self.execution.outputs if self.execution else Outputs()
+        return CellResult(session_id, "running", outputs, 0, generation, self.seconds, [note])
