@@ -67,7 +67,7 @@ class SessionUnknown(SessionError):
     def __init__(self, session_id: str) -> None:
         super().__init__(
             session_id,
-            f"Unknown session_id {session_id!r}: this server never made it (or was restarted since). "
+            f"Unknown session_id {session_id[:64]!r}: this server never made it (or was restarted since). "
             "Call init for a new session, and use the id it returns exactly as printed.",
         )
 

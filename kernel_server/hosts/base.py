@@ -38,6 +38,7 @@ class HostDescription:
         preloaded: modules that every kernel has imported already.
         image: reference of the image, or "" without one.
         limits: one line, or "".
+        memory: limit of all sessions together as it is written in settings, or "".
         network: one line.
     """
 
@@ -47,6 +48,7 @@ class HostDescription:
     preloaded: list[str]
     image: str
     limits: str
+    memory: str
     network: str
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 # kernel_host ends a helper after 900 s; a copy of many GB may take that long.
 TRANSFER_SECONDS = 930.0
+OOM_SECONDS = 2.0  # the kernel kills several in one go: a SIGKILL so soon after is one of them
 SIGNATURE_SCHEME = "hmac-sha256"
 
 
@@ -43,6 +45,7 @@ class ControlledHost:
         self._archive = archive
         self._limiter = anyio.CapacityLimiter(8)  # engine calls at a time
         self._oom_kills = 0
+        self._oom_until = 0.0
 
     async def spawn(self, session_id: str) -> Launched:
         try:
@@ -82,7 +85,9 @@ class ControlledHost:
             if event.get("event") != "death":
                 continue
             oom_kills = int(event.get("oom_kills", 0))
-            out_of_memory, self._oom_kills = oom_kills > self._oom_kills, oom_kills
+            if oom_kills > self._oom_kills:
+                self._oom_kills, self._oom_until = oom_kills, anyio.current_time() + OOM_SECONDS
+            out_of_memory = event.get("signal") == signal.SIGKILL and anyio.current_time() < self._oom_until
             yield Death(
                 str(event["session_id"]), int(event["pid"]), event.get("exit_code"), event.get("signal"), out_of_memory
             )

@@ -239,6 +239,7 @@ def _describe(hello: dict[str, Any], settings: HostSettings, image: str) -> Host
         preloaded=[str(name) for name in hello["preloaded"]],
         image=image,
         limits=", ".join(filter(None, limits)),
+        memory=human_binary(settings.memory) if settings.memory else "",
         network="none",
     )
 

@@ -115,5 +115,6 @@ def _describe(hello: dict[str, Any]) -> HostDescription:
         preloaded=list(hello["preloaded"]),
         image="",
         limits="",
+        memory="",
         network="that of this machine",
     )

@@ -142,7 +142,7 @@ class Session:
         """The kernel host reports that a kernel of this session has ended."""
         self._last_death = death
         if death.pid == self._life.pid and not self._life.ended.is_set():
-            cause = explain_death(death, False, self._host.description.limits)
+            cause = explain_death(death, False, self._host.description.memory)
             loss = f"Since the last call: {cause} {explain_loss(self._life.generation + 1)}"
             self._loss = _Loss(self._life.generation, loss)
             self._life.end(death)
@@ -342,7 +342,7 @@ class Session:
         if exiting or execution.gone:
             with anyio.move_on_after(DEATH_REPORT_SECONDS):
                 await life.ended.wait()
-            cause = explain_death(life.death, exiting, self._host.description.limits)
+            cause = explain_death(life.death, exiting, self._host.description.memory)
             result.status = stopped or "died"
             if stopped:
                 cause = "The cell did not react to being interrupted, so its kernel was killed."
