@@ -85,6 +85,12 @@ async def test_every_tool_through_a_stdio_client(tmp_path: Path) -> None:
         assert [cell.source for cell in notebook.cells][1] == PLOT
         assert [output.output_type for output in notebook.cells[1].outputs] == ["stream", "display_data"]
 
+        sleeping = "print('asleep')\nimport time; time.sleep(100)"
+        assert (await call("run_code", code=sleeping, session_id=session_id, wait=1)).status == "running"
+        assert "Interrupted after" in (await call("interrupt", session_id=session_id)).text
+        woken = await call("wait", session_id=session_id)
+        assert (woken.status, woken.text.splitlines()[0]) == ("interrupted", "asleep")
+
         assert not (await call("close_session", session_id=session_id)).is_error
         closed = await call("run_code", code="1", session_id=session_id)
         assert closed.is_error
