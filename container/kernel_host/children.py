@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from .files import Refused
+from .beneath import Refused
 
 MAX_REPORT_BYTES = 4 << 20
 HELPER_SECONDS = 900.0  # a copy of many GB; a session that stops its helper ends it this way at the latest

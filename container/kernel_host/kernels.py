@@ -9,10 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from . import children, files, identity
+from . import children, cleaning, identity
+from .beneath import Refused
 from .children import Child
 from .config import Config
-from .files import Refused
 from .loop import Loop, Reply
 from .sessions import Session, Sessions
 
@@ -101,11 +101,11 @@ class KernelRequests:
 
         def remove() -> dict[str, Any]:
             _end_all_of_uid(session)
-            files.empty_folder(session.workspace)
-            files.empty_folder(session.private)
+            cleaning.empty_folder(session.workspace)
+            cleaning.empty_folder(session.private)
             if session.uid is not None:
                 for folder in ("/tmp", "/dev/shm"):  # noqa: S108 - the container's own, one for all sessions
-                    files.remove_own_files(folder)
+                    cleaning.remove_own_files(folder)
             return {}
 
         def finish(message: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 MODULES_FILE = "/opt/kernel_server/modules.json"
 MATPLOTLIB_CACHE = "/opt/kernel_server/matplotlib"
 # These look for the running shell when they are imported, so that they belong to the kernel's own process.
+MAX_PACKAGES, MAX_SHOWN_CHARACTERS = 5_000, 300  # a session can install any number, with any name
 NOT_BEFORE_FORK = ("matplotlib_inline",)
 REHEARSAL = """
 import importlib.util
@@ -113,3 +114,15 @@ def _use_font_cache() -> None:
         copy = tempfile.mkdtemp(prefix="kernel-host-")
         shutil.copytree(MATPLOTLIB_CACHE, f"{copy}/matplotlib")
         os.environ["MPLCONFIGDIR"] = f"{copy}/matplotlib"
+
+
+def packages() -> dict[str, Any]:
+    """Name and version of every distribution on the path, sorted by name."""
+    from importlib import metadata
+
+    found: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        name, version = str(distribution.metadata["Name"])[:MAX_SHOWN_CHARACTERS], str(distribution.version)
+        if name not in found and len(found) < MAX_PACKAGES:  # the first on the path is the one that is imported
+            found[name] = version[:MAX_SHOWN_CHARACTERS]
+    return {"packages": sorted(found.items(), key=lambda item: item[0].lower())}

@@ -17,9 +17,9 @@ from contextlib import suppress
 from typing import Any
 
 from . import PROTOCOL, identity
+from .beneath import Refused
 from .config import Config
 from .connections import Connections
-from .files import Refused
 from .kernels import KernelRequests
 from .loop import Loop, Reply
 from .preload import preload, rehearse

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from . import files, identity
+from . import cleaning, identity
+from .beneath import Refused
 from .config import Config
-from .files import Refused
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Sessions:
         """Makes the folder of the session's sockets, or removes what a kernel left in it."""
         with self.as_host():
             os.makedirs(session.run_dir, mode=0o700, exist_ok=True)
-            files.empty_folder(session.run_dir)
+            cleaning.empty_folder(session.run_dir)
 
     def forget(self, session: Session) -> None:
         """Removes the session's folders, which its UID has emptied; its UID is free again."""

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from . import files, identity
+from . import cleaning, edits, files, identity, preload
+from .beneath import Refused
 from .config import Config
-from .files import Refused
 from .loop import Loop, Reply
 from .sessions import Sessions
 
@@ -44,7 +44,7 @@ class FileRequests:
 
         def remove() -> dict[str, Any]:
             os.fchdir(staging)  # for a session's UID there is no path to it: the parent is 0700
-            files.empty_folder(".")
+            cleaning.empty_folder(".")
             return {}
 
         def finish(message: dict[str, Any]) -> None:
@@ -95,7 +95,7 @@ class FileRequests:
 
         def body(root: int) -> dict[str, Any]:
             with open(content, "rb") as file:
-                return files.edit(root, str(request["path"]), file.read())
+                return edits.edit(root, str(request["path"]), file.read())
 
         self._at_root(request, reply, body, keep=(content,))
         os.close(content)
@@ -126,6 +126,6 @@ class FileRequests:
         def work() -> dict[str, Any]:
             if session:
                 sys.path.append(identity.user_site(session.workspace))
-            return files.packages()
+            return preload.packages()
 
         self._loop.help(session.uid if session else None, work, reply)

@@ -1,4 +1,4 @@
-"""One session: its kernels one after another, the order of its cells, what it tells about losses."""
+"""One session: the order of its cells, who collects them, what it tells about losses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 import anyio
@@ -16,9 +15,10 @@ from anyio.abc import TaskGroup
 
 from kernel_server.errors import EngineError, FileError, KernelError, SessionError
 from kernel_server.hosts.base import Death, KernelHost
-from kernel_server.kernels.connection import Execution, KernelConnection, connect_kernel
+from kernel_server.kernels.connection import Execution, KernelConnection
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.sessions.jobs import Job
+from kernel_server.sessions.lives import KILL_SECONDS, Life, Lives
 from kernel_server.sessions.results import Cell, CellResult, Status, explain_death, explain_loss
 from kernel_server.transcripts.journal import Journal, JournaledCell
 
@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 # Stopping a cell: ask, look, ask again, look, then kill; 5 s in all.
 INTERRUPT_SECONDS = (2.0, 1.5)
-KILL_SECONDS = 1.5
 STOP_SECONDS = sum(INTERRUPT_SECONDS) + KILL_SECONDS + 3.0
 DEATH_REPORT_SECONDS = 2.0  # between a closed connection and the kernel host's word of what happened
 CLEAR_SECONDS = 30.0
@@ -38,61 +37,26 @@ OnProgress = Callable[[float, str], Awaitable[None]]
 """Told every few seconds how long a cell has been running, and the last line it printed."""
 
 
-@dataclass
-class _Life:
-    """One kernel of the session, from its spawn to its end."""
-
-    generation: int
-    ready: anyio.Event = field(default_factory=anyio.Event)
-    ended: anyio.Event = field(default_factory=anyio.Event)
-    succeeded: anyio.Event = field(default_factory=anyio.Event)
-    pid: int = 0
-    kernel: KernelConnection | None = None
-    failure: Exception | None = None
-    death: Death | None = None
-
-    def end(self, death: Death | None) -> None:
-        self.death = death
-        if self.kernel is not None:
-            self.kernel.end()
-        self.ended.set()
-
-
-@dataclass(frozen=True)
-class _Loss:
-    """The end of a kernel of which no result has told yet."""
-
-    generation: int
-    text: str
-
-
 class Session:
     """One kernel with its workspace and transcript. `run` is its task; the other methods are called from tools.
 
     Attributes:
         session_id: unguessable handle (128 bits).
-        workspace: its folder as the kernel sees it; "" before the first kernel.
         last_used: monotonic time of the end of the last call.
     """
 
     def __init__(self, session_id: str, host: KernelHost, context: zmq.asyncio.Context, journal: Journal) -> None:
         self.session_id = session_id
-        self.workspace = ""
         self.last_used = time.monotonic()
         self.journal = journal
         self._host = host
-        self._context = context
         self._turn = anyio.Lock()  # first in, first out: the cells of a session run in order
         self._jobs: deque[Job] = deque()  # whose outcome nobody has yet
         self._tasks: TaskGroup | None = None
         self._users = 0
-        self._life = _Life(1)
-        self._last_death: Death | None = None
-        self._loss: _Loss | None = None
+        self._lives = Lives(session_id, host, context)
         self._ending: SessionError | None = None
         self._clear_at_end = True
-        self._wanted = anyio.Event()
-        self._end = anyio.Event()
         self._over = anyio.Event()
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -101,51 +65,17 @@ class Session:
         """Keeps a kernel ready until the session is ended, then removes everything it owns."""
         try:
             async with anyio.create_task_group() as self._tasks:
-                while not self._end.is_set():
-                    await self._serve_one_kernel()
-                self._life.succeeded.set()
+                await self._lives.keep()
         finally:
-            self._life.succeeded.set()
             with anyio.move_on_after(CLEAR_SECONDS, shield=True):
                 if self._clear_at_end:
                     with suppress(KernelError, EngineError):
                         await self._host.clear(self.session_id)
             self._over.set()
 
-    async def _serve_one_kernel(self) -> None:
-        life = self._life
-        try:
-            if life.generation > 1:  # what the last kernel started must not live on beside a fresh one
-                await self._host.kill(self.session_id)
-            launched = await self._host.spawn(self.session_id)
-            life.pid, self.workspace = launched.pid, launched.workspace
-            async with connect_kernel(self._context, launched.connection) as kernel:
-                life.kernel = kernel
-                if self._last_death is not None and self._last_death.pid == life.pid:
-                    life.end(self._last_death)
-                life.ready.set()
-                await _first(life.ended, self._end)
-        except (KernelError, EngineError) as error:
-            logger.warning("session %s: no kernel: %s", self.session_id, error)
-            life.failure = error
-            life.ended.set()
-            life.ready.set()
-            await self._kill_quietly()
-            await _first(self._wanted, self._end)  # do not spin: the next call tries again
-        life.ended.set()
-        if not self._end.is_set():
-            self._wanted = anyio.Event()
-            self._life = _Life(life.generation + (life.failure is None))
-            life.succeeded.set()
-
     def on_death(self, death: Death) -> None:
         """The kernel host reports that a kernel of this session has ended."""
-        self._last_death = death
-        if death.pid == self._life.pid and not self._life.ended.is_set():
-            cause = explain_death(death, False, self._host.description.memory)
-            loss = f"Since the last call: {cause} {explain_loss(self._life.generation + 1)}"
-            self._loss = _Loss(self._life.generation, loss)
-            self._life.end(death)
+        self._lives.on_death(death)
 
     async def close(self, ending: SessionError, *, clear: bool = True) -> None:
         """Ends the session; calls in flight fail with `ending`. Returns when everything it owns is gone.
@@ -156,10 +86,13 @@ class Session:
         if self._ending is None:
             self._ending = ending
         self._clear_at_end = self._clear_at_end and clear
-        self._life.end(None)
-        self._life.ready.set()
-        self._end.set()
+        self._lives.end()
         await self._over.wait()
+
+    @property
+    def workspace(self) -> str:
+        """Its folder as the kernel sees it; "" before the first kernel."""
+        return self._lives.workspace
 
     @property
     def idle_seconds(self) -> float:
@@ -169,7 +102,7 @@ class Session:
     @property
     def generation(self) -> int:
         """Number of the kernel that it has now."""
-        return self._life.generation
+        return self._lives.generation
 
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[None]:
@@ -296,7 +229,7 @@ class Session:
             raise self._ending
         result = await self._result(life, execution, stopped, job.seconds)
         if not job.abandoned:
-            self._loss = None  # this result tells of it
+            self._lives.loss = None  # this result tells of it
         self._record(job.cell, result, begun)
         return result
 
@@ -318,15 +251,11 @@ class Session:
             if execution.over.is_set():
                 return
         logger.warning("session %s: the cell ignores interrupts, its kernel is killed", self.session_id)
-        await self._kill_quietly()
+        await self._lives.kill()
         with anyio.move_on_after(KILL_SECONDS):
             await execution.over.wait()
 
-    async def _kill_quietly(self) -> None:
-        with anyio.move_on_after(KILL_SECONDS), suppress(KernelError, EngineError):
-            await self._host.kill(self.session_id)
-
-    async def _result(self, life: _Life, execution: Execution, stopped: Status | None, seconds: float) -> CellResult:
+    async def _result(self, life: Life, execution: Execution, stopped: Status | None, seconds: float) -> CellResult:
         notes: list[str] = []
         reply = execution.reply
         exiting = reply is not None and reply.exiting
@@ -347,11 +276,11 @@ class Session:
             if stopped:
                 cause = "The cell did not react to being interrupted, so its kernel was killed."
             notes.append(f"{cause} {explain_loss(life.generation + 1)}")
-            if self._loss is not None and self._loss.generation < life.generation:
-                notes.insert(0, self._loss.text)
+            if self._lives.loss is not None and self._lives.loss.generation < life.generation:
+                notes.insert(0, self._lives.loss.text)
             return result
-        if self._loss is not None:
-            notes.append(self._loss.text)
+        if self._lives.loss is not None:
+            notes.append(self._lives.loss.text)
         if stopped:
             result.status = stopped
         elif reply is not None and reply.status != "ok":
@@ -378,30 +307,8 @@ class Session:
         except FileError as error:  # the code ran: its result must not be lost with its record
             result.notes.append(str(error))
 
-    async def _current_life(self) -> _Life:
-        """The present kernel once it is ready; where the last attempt to start one failed, there is another one."""
-        if self._life.failure is not None:
-            self._wanted.set()
-            await self._life.succeeded.wait()
-        while True:
-            life = self._life
-            await life.ready.wait()
-            if self._ending is not None:
-                raise self._ending
-            if life.failure is not None:
-                raise life.failure
-            if not life.ended.is_set():
-                return life
-            await life.succeeded.wait()  # it has died just now
-
-
-async def _first(*events: anyio.Event) -> None:
-    """Waits until one of the events is set."""
-    async with anyio.create_task_group() as tasks:
-
-        async def wait(event: anyio.Event) -> None:
-            await event.wait()
-            tasks.cancel_scope.cancel()
-
-        for event in events:
-            tasks.start_soon(wait, event)
+    async def _current_life(self) -> Life:
+        life = await self._lives.current()
+        if self._ending is not None:
+            raise self._ending
+        return life

@@ -1,0 +1,170 @@
+"""The kernels of one session, one after another: each is watched until its end, and followed by a fresh one."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import anyio
+import zmq.asyncio
+
+from kernel_server.errors import EngineError, KernelError
+from kernel_server.hosts.base import Death, KernelHost
+from kernel_server.kernels.connection import KernelConnection, connect_kernel
+from kernel_server.sessions.results import explain_death, explain_loss
+
+logger = logging.getLogger(__name__)
+
+KILL_SECONDS = 1.5
+
+
+@dataclass
+class Life:
+    """One kernel, from its spawn to its end.
+
+    Attributes:
+        generation: its number in the session, from 1.
+        ready: set when it can be used, or failed to start.
+        ended: set when it is gone.
+        succeeded: set when the next one has taken its place, or there will be none.
+        failure: why it did not start.
+        death: how it ended, once the kernel host has said so.
+    """
+
+    generation: int
+    ready: anyio.Event = field(default_factory=anyio.Event)
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    succeeded: anyio.Event = field(default_factory=anyio.Event)
+    pid: int = 0
+    kernel: KernelConnection | None = None
+    failure: Exception | None = None
+    death: Death | None = None
+
+    def end(self, death: Death | None) -> None:
+        """The kernel is gone: everybody who waits for it is told."""
+        self.death = death
+        if self.kernel is not None:
+            self.kernel.end()
+        self.ended.set()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The end of a kernel of which no result has told yet."""
+
+    generation: int
+    text: str
+
+
+class Lives:
+    """Keeps a kernel ready for a session; `keep` is its task.
+
+    Attributes:
+        workspace: the session's folder as its kernels see it; "" before the first of them.
+        loss: what the next result has to tell.
+    """
+
+    def __init__(self, session_id: str, host: KernelHost, context: zmq.asyncio.Context) -> None:
+        self.workspace = ""
+        self.loss: Loss | None = None
+        self._session_id = session_id
+        self._host = host
+        self._context = context
+        self._life = Life(1)
+        self._last_death: Death | None = None
+        self._wanted = anyio.Event()
+        self._end = anyio.Event()
+
+    @property
+    def generation(self) -> int:
+        """Number of the present kernel."""
+        return self._life.generation
+
+    async def keep(self) -> None:
+        """Starts kernels, one after another, until `end`."""
+        try:
+            while not self._end.is_set():
+                await self._serve_one()
+        finally:
+            self._life.succeeded.set()
+
+    async def _serve_one(self) -> None:
+        life = self._life
+        try:
+            if life.generation > 1:  # what the last kernel started must not live on beside a fresh one
+                await self._host.kill(self._session_id)
+            launched = await self._host.spawn(self._session_id)
+            life.pid, self.workspace = launched.pid, launched.workspace
+            async with connect_kernel(self._context, launched.connection) as kernel:
+                life.kernel = kernel
+                if self._last_death is not None and self._last_death.pid == life.pid:
+                    life.end(self._last_death)
+                life.ready.set()
+                await _first(life.ended, self._end)
+        except (KernelError, EngineError) as error:
+            logger.warning("session %s: no kernel: %s", self._session_id, error)
+            life.failure = error
+            life.ended.set()
+            life.ready.set()
+            await self.kill()
+            await _first(self._wanted, self._end)  # do not spin: the next call tries again
+        life.ended.set()
+        if not self._end.is_set():
+            self._wanted = anyio.Event()
+            self._life = Life(life.generation + (life.failure is None))
+            life.succeeded.set()
+
+    async def current(self) -> Life:
+        """The present kernel once it is ready; where the last attempt to start one failed, there is another one.
+
+        After `end` it is one that has ended.
+
+        Raises:
+            KernelError, EngineError: it did not start.
+        """
+        if self._life.failure is not None:
+            self._wanted.set()
+            await self._life.succeeded.wait()
+        while True:
+            life = self._life
+            await life.ready.wait()
+            if self._end.is_set():
+                return life
+            if life.failure is not None:
+                raise life.failure
+            if not life.ended.is_set():
+                return life
+            await life.succeeded.wait()  # it has died just now
+
+    def on_death(self, death: Death) -> None:
+        """The kernel host reports that a kernel of this session has ended."""
+        self._last_death = death
+        if death.pid == self._life.pid and not self._life.ended.is_set():
+            cause = explain_death(death, False, self._host.description.memory)
+            text = f"Since the last call: {cause} {explain_loss(self._life.generation + 1)}"
+            self.loss = Loss(self._life.generation, text)
+            self._life.end(death)
+
+    async def kill(self) -> None:
+        """Ends every process of the session; what is killed is told by `on_death`."""
+        with anyio.move_on_after(KILL_SECONDS), suppress(KernelError, EngineError):
+            await self._host.kill(self._session_id)
+
+    def end(self) -> None:
+        """There will be no more kernels; who uses the present one is told that it is gone."""
+        self._end.set()
+        self._life.end(None)
+        self._life.ready.set()
+
+
+async def _first(*events: anyio.Event) -> None:
+    """Waits until one of the events is set."""
+    async with anyio.create_task_group() as tasks:
+
+        async def wait(event: anyio.Event) -> None:
+            await event.wait()
+            tasks.cancel_scope.cancel()
+
+        for event in events:
+            tasks.start_soon(wait, event)
