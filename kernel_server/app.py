@@ -15,7 +15,7 @@ from mcp.server import MCPServer
 from kernel_server import __version__
 from kernel_server.config import Settings
 from kernel_server.hosts.base import HostSettings, KernelHost, Report
-from kernel_server.tools import code, files, sessions
+from kernel_server.tools import code, files, outputs, sessions
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import Services
 
@@ -42,7 +42,7 @@ def create_server(settings: Settings) -> KernelMCPServer:
         "kernel-server", title="Kernel Server", version=__version__, instructions=INSTRUCTIONS, lifespan=lifespan
     )
     _configure_logging(settings.log_level)
-    for register in (sessions.register, code.register, files.register, sessions.register_endings):
+    for register in (sessions.register, code.register, outputs.register, files.register, sessions.register_endings):
         register(server)
     return server
 

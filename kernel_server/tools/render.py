@@ -19,7 +19,6 @@ MAX_IMAGES_BASE64 = 700_000
 IMAGE_SIGNATURES = {"image/png": b"\x89PNG\r\n\x1a\n", "image/jpeg": b"\xff\xd8\xff"}
 TEXT_TYPES = ("text/markdown", "text/plain", "application/json")
 TIMEOUT_HINT = "Pass a larger timeout, or split the work into smaller cells."
-REST_HINT = "print less, or write it to a file and read parts of it; export_notebook holds more"
 IMAGE_HINT = (
     "too large for one result. Make it smaller, for example with plt.figure(dpi=72), "
     "or save it to a file and use cp_out; export_notebook holds it too"
@@ -44,7 +43,7 @@ Piece = _Text | ImageContent
 def render(result: CellResult, output_bytes: int) -> CallToolResult:
     """The result of a tool that ran code; `content` only, since clients drop content beside structured output."""
     pieces = _pieces(result)
-    _fit(pieces, output_bytes)
+    _fit(pieces, output_bytes, _how_to_get_the_rest(result))
     content = _join(pieces) or [TextContent(type="text", text="(no output)")]
     meta = {
         "status": result.status,
@@ -123,14 +122,37 @@ def _traceback(error: Error) -> str:
     return "\n".join(frames)
 
 
-def _fit(pieces: list[Piece], limit: int) -> None:
+def recorded_text(outputs: list[dict[str, Any]]) -> str:
+    """All text of a journal's outputs, as it would be in a result that knows no limit."""
+    parts = []
+    for output in outputs:
+        if output["output_type"] == "stream":
+            parts.append(settle(strip_ansi(output["text"])))
+        elif output["output_type"] == "error":
+            parts.append(_traceback(Error(output["ename"], output["evalue"], output["traceback"])))
+        elif image := next((mime_type for mime_type in IMAGE_SIGNATURES if mime_type in output["data"]), ""):
+            parts.append(f"[{image}]")
+        else:
+            parts.append(_bundle_text(output["data"]))
+    return clean("\n".join(part.rstrip("\n") for part in parts))
+
+
+def _how_to_get_the_rest(result: CellResult) -> str:
+    if result.status == "running":
+        return "the rest can be read when the cell is done"
+    return (
+        f"read_output(session_id={result.session_id!r}, execution_count={result.execution_count}) reads or searches it"
+    )
+
+
+def _fit(pieces: list[Piece], limit: int, how_to_get_the_rest: str) -> None:
     """Cuts the longest texts until all of them fit; short ones, such as a traceback, stay whole."""
     texts = [piece for piece in pieces if isinstance(piece, _Text)]
     excess = sum(len(piece.text.encode()) for piece in texts) - limit
     for piece in sorted(texts, key=lambda piece: -len(piece.text)):
         size = len(piece.text.encode())
         keep = max(size - max(excess, 0), limit // 10)
-        piece.text = cut_middle(piece.text, keep, REST_HINT, piece.dropped)
+        piece.text = cut_middle(piece.text, keep, how_to_get_the_rest, piece.dropped)
         excess -= size - keep
 
 

@@ -56,6 +56,8 @@ async def test_every_tool_through_a_stdio_client(tmp_path: Path) -> None:
         frame = await call("run_code", code=code, session_id=session_id)
         assert frame.text.split() == ["x", "y", "0", "1", "2", "1", "3", "4"]
 
+        assert (await call("read_output", session_id=session_id, pattern="3  4")).text == "3: 1  3  4"
+
         plot = await call("run_code", code=PLOT, session_id=session_id)
         assert plot.status == "ok"
         assert plot.kinds == ["text", "image"]

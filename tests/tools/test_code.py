@@ -134,7 +134,7 @@ async def test_long_output_keeps_head_and_tail_within_the_limit(session: Handle)
     assert lines[-1] == "line 99999"
     assert len(reply.text.encode()) <= 10_000 + 300, "the note about what is missing may add a line"
     assert "bytes left out" in reply.text
-    assert "export_notebook" in reply.text
+    assert "read_output(session_id=" in reply.text
 
 
 async def test_error_at_the_end_of_long_output_is_whole(session: Handle) -> None:

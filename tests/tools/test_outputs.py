@@ -1,0 +1,68 @@
+"""read_output: the rest of what was cut, page by page or searched."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.driving import Handle, Kit
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_pages_give_the_whole_text(session: Handle) -> None:
+    """Issue 3, get the rest: nothing is lost between pages, and the last one says so."""
+    cut = await session.run("for i in range(3000): print(f'line {i:05}')")
+    call = re.search(r"read_output\(session_id='(\w+)', execution_count=(\d+)\)", cut.text)
+    assert call is not None, cut.text
+    assert call[1] == session.session_id
+    text, offset = "", 0
+    while True:
+        page = (await session.call("read_output", execution_count=int(call[2]), offset=offset)).text
+        body, _, footer = page.rpartition("\n[characters ")
+        text += body
+        following = re.search(r"offset=(\d+)", footer)
+        if following is None:
+            assert footer.endswith("the end]")
+            break
+        offset = int(following[1])
+    assert text.splitlines() == [f"line {i:05}" for i in range(3000)]
+
+
+async def test_search_gives_numbered_lines(session: Handle) -> None:
+    """Issue 3, get the rest: plain text, in any case, so that no pattern can stall the server."""
+    await session.run("for i in range(3000): print(f'Line {i:05}')")
+    assert (await session.call("read_output", pattern="line 0299")).text.splitlines()[0] == "2991: Line 02990"
+    assert (await session.call("read_output", pattern="nothing like it")).text == "[no line holds 'nothing like it']"
+
+
+async def test_value_error_and_image_are_there(session: Handle) -> None:
+    """Ours: what is no text is named."""
+    png = "iVBORw0KGgo="
+    await session.run(
+        f"from IPython.display import display\ndisplay({{'image/png': {png!r}}}, raw=True)\nprint(1)\n1/0"
+    )
+    lines = (await session.call("read_output")).text.splitlines()
+    assert lines[:2] == ["[image/png]", "1"]
+    assert lines[-1] == "ZeroDivisionError: division by zero"
+
+
+async def test_output_of_an_ended_session_can_be_read(kit: Kit) -> None:
+    """Ours: as its notebook can."""
+    session = await kit.init()
+    await session.run("'kept'")
+    await session.call("close_session")
+    assert (await session.call("read_output", execution_count=1)).text == "'kept'"
+
+
+async def test_what_is_not_there_is_said(session: Handle) -> None:
+    """Bad input gets a clear error."""
+    assert "Nothing has run" in (await session.call("read_output")).text
+    await session.run("1")
+    assert "No cell 7" in (await session.call("read_output", execution_count=7)).text
+    unknown = await session.kit.call("read_output", session_id="0" * 32)
+    assert unknown.is_error
+    assert "Unknown session_id" in unknown.text
+    past = await session.call("read_output", offset=10_000)
+    assert "the end]" in past.text
