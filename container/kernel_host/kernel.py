@@ -12,14 +12,14 @@ import signal
 import site
 import sys
 import sysconfig
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import zmq
+from ipykernel import ipkernel
 from ipykernel.iostream import OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
@@ -28,10 +28,9 @@ from IPython.core.profiledir import ProfileDir
 
 from . import identity
 
-# Names of the five sockets: jupyter_client's ipc transport appends "-<port>" to `ip`.
+# Names of the sockets: jupyter_client's ipc transport appends "-<port>" to `ip`.
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
 CA_BUNDLE = "/opt/kernel_server/ca-bundle.crt"  # if the image was built with one
-HEARTBEAT_BIND_SECONDS = 5.0  # ipykernel binds it in a thread of its own
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,16 @@ class SessionKernel(IPythonKernel):
     ipykernel raises KeyboardInterrupt wherever the signal finds it while it handles a request; in its own code the
     reply or `idle` is lost then, and the client waits for ever.
     """
+
+    def __init__(self, **kwargs: Any) -> None:
+        # ipykernel looks up the file of every module, for its debugger. That takes 5 ms, most of it for copying pages
+        # that were shared; so it sees none.
+        real = vars(ipkernel)["sys"]
+        vars(ipkernel)["sys"] = SimpleNamespace(**{**vars(sys), "modules": {}})
+        try:
+            super().__init__(**kwargs)
+        finally:
+            vars(ipkernel)["sys"] = real
 
     def pre_handler_hook(self) -> None:
         """Sets the handler of SIGINT for the length of a request."""
@@ -99,14 +108,8 @@ class SessionKernelApp(IPKernelApp):
     outstream_class = f"{__name__}.SessionOutStream"
 
     def bind_channels(self) -> None:
-        """Creates and binds the five sockets."""
+        """Creates and binds the sockets of the shell, iopub, stdin and control channels."""
         super().init_sockets()
-        super().init_heartbeat()
-        deadline = time.monotonic() + HEARTBEAT_BIND_SECONDS
-        while not os.path.exists(f"{self.ip}-{self.hb_port}"):
-            if time.monotonic() > deadline:
-                raise TimeoutError("the heartbeat socket was not bound in time")
-            time.sleep(0.0005)
 
     def _bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
         # A slow reader slows the kernel down; without it output is lost, `idle` among it (zmq_setsockopt(3)).
@@ -118,7 +121,7 @@ class SessionKernelApp(IPKernelApp):
         """Done in `bind_channels`."""
 
     def init_heartbeat(self) -> None:
-        """Done in `bind_channels`."""
+        """There is none: the kernel host is the kernel's parent and reports its end. It would cost a tenth of a start."""
 
     def parse_command_line(self, argv: object = None) -> None:
         """There is none; building its parser takes 10 ms."""
@@ -142,8 +145,15 @@ class SessionKernelApp(IPKernelApp):
         self._ports = {name.removesuffix("_port"): port for name, port in PORTS.items()}
 
 
-def run(launch: KernelLaunch, ready: Callable[[SessionKernelApp], None]) -> None:
-    """Becomes the kernel of `launch`, calls `ready` once it answers on its sockets, serves until it is told to exit."""
+def run(
+    launch: KernelLaunch, bound: Callable[[], None], started: Callable[[SessionKernelApp], None] | None = None
+) -> None:
+    """Becomes the kernel of `launch` and serves until it is told to exit.
+
+    Args:
+        bound: called when its sockets are bound and it has become the session: requests wait there from now on.
+        started: called when it is about to serve.
+    """
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _silence_standard_streams()
@@ -160,8 +170,10 @@ def run(launch: KernelLaunch, ready: Callable[[SessionKernelApp], None]) -> None
     os.chdir(launch.workspace)
     _set_environment(launch)
     _forget_shared_state()
+    bound()
     app.initialize([])
-    ready(app)
+    if started:
+        started(app)
     app.start()
 
 

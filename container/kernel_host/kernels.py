@@ -54,11 +54,11 @@ class KernelRequests:
             )
             answer = {"pid": os.getpid(), "key": key, "ip": f"{session.slot}/s", "workspace": launch.workspace}
 
-            def ready(_app: object) -> None:
+            def bound() -> None:
                 report({"result": answer})
                 report.close()  # what the session forks must not hold it open
 
-            kernel.run(launch, ready)
+            kernel.run(launch, bound)
 
         pid, pipe = children.fork(body)
         session.pid, session.started = pid, time.monotonic()

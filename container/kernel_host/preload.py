@@ -7,6 +7,7 @@ started, showed a DataFrame and drew a plot, and the names of all modules that i
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import shutil
@@ -43,6 +44,7 @@ def preload(names: list[str]) -> list[str]:
         # Only parts of what is there already: nobody asked for the other packages.
         if name.partition(".")[0] in sys.modules:
             _imported(name)
+    _warm_up()
     for name in NOT_BEFORE_FORK:
         for loaded_name in [module for module in sys.modules if module.partition(".")[0] == name]:
             del sys.modules[loaded_name]
@@ -66,7 +68,8 @@ def rehearse(path: str) -> None:
         pid = os.fork()
         if pid == 0:
             try:
-                kernel.run(kernel.KernelLaunch("rehearsal", b"key", folder, folder, folder, None, None, {}, {}), note)
+                launch = kernel.KernelLaunch("rehearsal", b"key", folder, folder, folder, None, None, {}, {})
+                kernel.run(launch, lambda: None, note)
             finally:
                 os._exit(1)
         if os.waitpid(pid, 0)[1]:
@@ -82,6 +85,24 @@ def _import_kernel() -> None:
 
     del sys.modules["debugpy"]
     from . import kernel  # noqa: F401
+
+
+def _warm_up() -> None:
+    """Shows a DataFrame and draws a figure, so that what these keep after their first use is shared as well."""
+    try:
+        if pandas := sys.modules.get("pandas"):
+            frame = pandas.DataFrame({"a": [1.5, None], "b": ["x", "y"]})
+            repr(frame), frame._repr_html_()
+        if "matplotlib.figure" in sys.modules:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+
+            figure = Figure()
+            figure.subplots().plot([1, 2])
+            canvas: Any = FigureCanvasAgg(figure)
+            canvas.print_png(io.BytesIO())
+    except Exception as error:  # as in `_imported`
+        print(f"kernel_host: could not warm up: {error!r}", file=sys.stderr)
 
 
 def _imported(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""A connection to one kernel: five channels, one reader task each, replies routed by parent `msg_id`.
+"""A connection to one kernel: one reader task for each channel, replies routed by parent `msg_id`.
 
 jupyter_client makes sockets, messages and signatures. We send on the asyncio sockets ourselves: jupyter_client's
 senders go through a synchronous shadow of the socket, which can swallow the wake-up of a reply that just came.

@@ -25,6 +25,7 @@ class Life:
 
     Attributes:
         generation: its number in the session, from 1.
+        spawned: set when its process has become the session, or failed to.
         ready: set when it can be used, or failed to start.
         ended: set when it is gone.
         succeeded: set when the next one has taken its place, or there will be none.
@@ -33,6 +34,7 @@ class Life:
     """
 
     generation: int
+    spawned: anyio.Event = field(default_factory=anyio.Event)
     ready: anyio.Event = field(default_factory=anyio.Event)
     ended: anyio.Event = field(default_factory=anyio.Event)
     succeeded: anyio.Event = field(default_factory=anyio.Event)
@@ -96,6 +98,7 @@ class Lives:
                 await self._host.kill(self._session_id)
             launched = await self._host.spawn(self._session_id)
             life.pid, self.workspace = launched.pid, launched.workspace
+            life.spawned.set()
             async with connect_kernel(self._context, launched.connection) as kernel:
                 life.kernel = kernel
                 if self._last_death is not None and self._last_death.pid == life.pid:
@@ -105,7 +108,8 @@ class Lives:
         except (KernelError, EngineError) as error:
             logger.warning("session %s: no kernel: %s", self._session_id, error)
             life.failure = error
-            life.ended.set()
+            life.end(None)
+            life.spawned.set()
             life.ready.set()
             await self.kill()
             await _first(self._wanted, self._end)  # do not spin: the next call tries again
@@ -114,6 +118,16 @@ class Lives:
             self._wanted = anyio.Event()
             self._life = Life(life.generation + (life.failure is None))
             life.succeeded.set()
+
+    async def wait_spawned(self) -> None:
+        """Waits until the first kernel's process is there; it goes on starting while its first cell is on the way.
+
+        Raises:
+            KernelError, EngineError: it did not start.
+        """
+        await self._life.spawned.wait()
+        if self._life.failure is not None:
+            raise self._life.failure
 
     async def current(self) -> Life:
         """The present kernel once it is ready; where the last attempt to start one failed, there is another one.
@@ -155,6 +169,7 @@ class Lives:
         """There will be no more kernels; who uses the present one is told that it is gone."""
         self._end.set()
         self._life.end(None)
+        self._life.spawned.set()
         self._life.ready.set()
 
 

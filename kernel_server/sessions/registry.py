@@ -188,7 +188,7 @@ class Registry:
             self._opening -= 1
         try:
             async with session.in_use():
-                await session.wait_ready()
+                await session.wait_spawned()
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._end(session, SessionClosed(session_id, "a failed start"), clear=True)

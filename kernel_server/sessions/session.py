@@ -120,14 +120,16 @@ class Session:
             self._users -= 1
             self.last_used = time.monotonic()
 
-    async def wait_ready(self) -> None:
-        """Waits for the kernel.
+    async def wait_spawned(self) -> None:
+        """Waits until its first kernel's process is there.
 
         Raises:
             KernelError, EngineError: it did not start.
             SessionError: the session was ended meanwhile.
         """
-        await self._current_life()
+        await self._lives.wait_spawned()
+        if self._ending is not None:
+            raise self._ending
 
     # -- cells -----------------------------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ async def test_all_in_the_run_folder_belongs_to_the_servers_user(monkeypatch: py
     async with started() as host:
         assert await printed(host, "c" * 32, "print('hello')") == "hello\n"
         found = list(host.run_dir.rglob("*"))
-        assert len([path for path in found if path.is_socket()]) == 6
+        assert len([path for path in found if path.is_socket()]) == 5
         assert {path.lstat().st_uid for path in found} == {OTHER_UID}
 
 
