@@ -21,6 +21,10 @@ from kernel_server.tools.stdio import serve_stdio
 class KernelMCPServer(MCPServer[Services]):
     """An MCPServer whose tool errors say what is wrong and what to do, and nothing else."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._arguments: dict[str, list[str]] = {}
+
     async def run_stdio_async(self) -> None:
         """Serves over stdin and stdout, also clients that send `server/discover` and then `initialize`."""
         await serve_stdio(self._lowlevel_server)
@@ -57,10 +61,12 @@ class KernelMCPServer(MCPServer[Services]):
 
     async def _refuse_unknown_arguments(self, name: str, arguments: dict[str, Any]) -> None:
         """The SDK would drop them in silence, so that a misspelled `timeout` were lost."""
-        tools = {tool.name: tool for tool in await super().list_tools()}
-        if name not in tools:
-            raise ToolError(f"There is no tool {name!r}.{_suggest(name, list(tools))} Tools: {', '.join(tools)}.")
-        accepted = list(tools[name].input_schema.get("properties", {}))
+        if not self._arguments:  # all tools are registered before the first call
+            self._arguments = {tool.name: list(tool.input_schema["properties"]) for tool in await super().list_tools()}
+        if name not in self._arguments:
+            known = list(self._arguments)
+            raise ToolError(f"There is no tool {name!r}.{_suggest(name, known)} Tools: {', '.join(known)}.")
+        accepted = self._arguments[name]
         unknown = [argument for argument in arguments if argument not in accepted]
         if unknown:
             listed = " ".join(f"{argument!r}.{_suggest(argument, accepted)}" for argument in unknown)
