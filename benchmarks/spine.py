@@ -56,9 +56,6 @@ def start(code):
     client.execute(code, reply=True, timeout=60)
     return process, client, time.perf_counter() - begun
 """
-STOCK_TIME = (
-    STOCK_KERNELS + "process, client, seconds = start({code!r}); process.kill(); process.wait(); print(seconds)"
-)
 STOCK_HOLD = (
     STOCK_KERNELS + "held = [start({code!r}) for _ in range({count})]; print('held', flush=True); sys.stdin.read()"
 )

@@ -43,31 +43,15 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What `docker version` and `docker info` say of the engine, as far as we act on it.
+    """What `docker info` says of the engine, as far as we act on it.
 
     Attributes:
-        api_version: the version negotiated with it, as in "1.41".
-        cgroup_version: "1" or "2".
-        security_options: as Docker prints them, e.g. "name=seccomp,profile=default".
         rootless: the engine runs as a user: root of a container is another UID on the host.
         userns_remap: the engine maps the UIDs of all containers (`--userns-remap`).
-        root_folder: where the engine keeps its data, on its own machine.
     """
 
-    version: str
-    api_version: str
-    cgroup_version: str
-    security_options: tuple[str, ...]
     rootless: bool
     userns_remap: bool
-    storage_driver: str
-    operating_system: str
-    architecture: str
-    cpus: int
-    memory_bytes: int
-    root_folder: str
-    runtimes: tuple[str, ...]
-    server_name: str
 
 
 @dataclass(frozen=True)
@@ -75,12 +59,7 @@ class ImageInfo:
     """What we use of `docker image inspect`. `id` is the full digest, "sha256:..."."""
 
     id: str
-    tags: tuple[str, ...]
     labels: Mapping[str, str]
-    env: Mapping[str, str]
-    user: str
-    entrypoint: tuple[str, ...]
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -216,26 +195,9 @@ class Engine:
     def _ask_info(self) -> EngineInfo:
         with _mapped("read the engine's facts"):
             info: dict[str, Any] = self._client.info()
-            version: dict[str, Any] = self._client.version()
-        options = tuple(str(option) for option in info.get("SecurityOptions") or ())
-        names = {option.removeprefix("name=").split(",")[0] for option in options}
-        return EngineInfo(
-            version=str(version.get("Version", "")),
-            api_version=str(self._client.api_version),
-            # Absent before Engine 20.10, which knew only version 1.
-            cgroup_version=str(info.get("CgroupVersion") or "1"),
-            security_options=options,
-            rootless="rootless" in names,
-            userns_remap="userns" in names,
-            storage_driver=str(info.get("Driver", "")),
-            operating_system=str(info.get("OperatingSystem", "")),
-            architecture=str(info.get("Architecture", "")),
-            cpus=int(info.get("NCPU") or 0),
-            memory_bytes=int(info.get("MemTotal") or 0),
-            root_folder=str(info.get("DockerRootDir", "")),
-            runtimes=tuple(sorted(info.get("Runtimes") or ())),
-            server_name=str(info.get("Name", "")),
-        )
+        # Such as "name=seccomp,profile=default".
+        names = {str(option).removeprefix("name=").split(",")[0] for option in info.get("SecurityOptions") or ()}
+        return EngineInfo(rootless="rootless" in names, userns_remap="userns" in names)
 
     # --- images
 
@@ -248,17 +210,8 @@ class Engine:
                 found: dict[str, Any] = self._client.inspect_image(reference)
             except docker.errors.ImageNotFound:
                 return None
-        config: dict[str, Any] = found.get("Config") or {}
-        pairs = (str(entry).partition("=") for entry in config.get("Env") or ())
-        return ImageInfo(
-            id=str(found["Id"]),
-            tags=tuple(found.get("RepoTags") or ()),
-            labels={str(key): str(value) for key, value in (config.get("Labels") or {}).items()},
-            env={key: value for key, _, value in pairs},
-            user=str(config.get("User") or ""),
-            entrypoint=tuple(config.get("Entrypoint") or ()),
-            size_bytes=int(found.get("Size") or 0),
-        )
+        labels: dict[str, Any] = (found.get("Config") or {}).get("Labels") or {}
+        return ImageInfo(str(found["Id"]), {str(key): str(value) for key, value in labels.items()})
 
     def pull(self, reference: str, *, first_answer_timeout: float, timeout: float) -> PullResult:
         """Pulls an image.

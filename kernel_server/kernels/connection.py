@@ -7,7 +7,6 @@ senders go through a synchronous shadow of the socket, which can swallow the wak
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -56,7 +55,6 @@ class Execution:
     """A cell on its way; the reader task fills it in.
 
     Attributes:
-        started: monotonic time at which the kernel became busy with it, or None.
         reply: the shell reply once it is here.
         over: set when the reply and idle are in, or the kernel is gone.
         gone: the kernel ended before the cell was over.
@@ -64,7 +62,6 @@ class Execution:
 
     msg_id: str
     outputs: Outputs = field(default_factory=Outputs)
-    started: float | None = None
     reply: Reply | None = None
     idle: anyio.Event = field(default_factory=anyio.Event)
     replied: anyio.Event = field(default_factory=anyio.Event)
@@ -205,9 +202,7 @@ class KernelConnection:
         if execution is None:
             return
         if msg_type == "status":
-            if content.get("execution_state") == "busy":
-                execution.started = time.monotonic()
-            elif content.get("execution_state") == "idle":
+            if content.get("execution_state") == "idle":
                 execution.idle.set()
         else:
             execution.outputs.fold(msg_type, content)

@@ -18,7 +18,6 @@ class Job:
     """A cell that a session has taken.
 
     Attributes:
-        sent: when it was sent (monotonic seconds).
         execution: its outputs so far, once the kernel has it.
         started: when the kernel got it (monotonic seconds), or None while it waits for its turn.
         result: how it went, once it is done.
@@ -30,7 +29,6 @@ class Job:
     """
 
     cell: Cell
-    sent: float = field(default_factory=time.monotonic)
     execution: Execution | None = None
     started: float | None = None
     result: CellResult | None = None
