@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -21,6 +23,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """docker-py leaves the socket of a failed connection to the garbage collector, which may run in any later test."""
     for family in ("1, type=1", "AddressFamily.AF_UNIX, type=SocketKind.SOCK_STREAM"):
         config.addinivalue_line("filterwarnings", rf"ignore:unclosed <socket.socket fd=\d+, family={family}, proto=0>")
+
+
+def pytest_sessionfinish() -> None:
+    """The same for what is collected last, when pytest's own filters are gone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"unclosed <socket.socket fd=\d+, family=.*, proto=0>$", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
