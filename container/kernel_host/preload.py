@@ -20,6 +20,14 @@ MATPLOTLIB_CACHE = "/opt/kernel_server/matplotlib"
 # These look for the running shell when they are imported, so that they belong to the kernel's own process.
 MAX_PACKAGES, MAX_SHOWN_CHARACTERS = 5_000, 300  # a session can install any number, with any name
 NOT_BEFORE_FORK = ("matplotlib_inline",)
+# For readers of text who get 10 KB at a time: always with the shape, and folded at 200 columns instead of 80.
+PANDAS_OPTIONS = {
+    "display.show_dimensions": True,
+    "display.width": 200,
+    "display.max_columns": 40,
+    "display.max_rows": 50,
+}
+NUMPY_OPTIONS = {"threshold": 500, "linewidth": 120}  # numpy 2.2 and later shows the shape of what it abridges
 REHEARSAL = """
 import importlib.util
 if importlib.util.find_spec("pandas"):
@@ -44,6 +52,7 @@ def preload(names: list[str]) -> list[str]:
         # Only parts of what is there already: nobody asked for the other packages.
         if name.partition(".")[0] in sys.modules:
             _imported(name)
+    _choose_display_options()
     _warm_up()
     for name in NOT_BEFORE_FORK:
         for loaded_name in [module for module in sys.modules if module.partition(".")[0] == name]:
@@ -85,6 +94,18 @@ def _import_kernel() -> None:
 
     del sys.modules["debugpy"]
     from . import kernel  # noqa: F401
+
+
+def _choose_display_options() -> None:
+    """How values are shown; what a session sets later wins. What was not asked for is not imported for this."""
+    try:
+        if pandas := sys.modules.get("pandas"):
+            for name, value in PANDAS_OPTIONS.items():
+                pandas.set_option(name, value)
+        if numpy := sys.modules.get("numpy"):
+            numpy.set_printoptions(**NUMPY_OPTIONS)
+    except Exception as error:  # as in `_imported`
+        print(f"kernel_host: could not choose how values are shown: {error!r}", file=sys.stderr)
 
 
 def _warm_up() -> None:
