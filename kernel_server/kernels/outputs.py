@@ -11,6 +11,8 @@ from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from kernel_server.kernels.previews import PREVIEW_KEY, Preview, preview_of
+
 # Kept of one cell; the head and the tail survive. Large enough for a notebook, small enough for 32 sessions.
 MAX_TEXT_BYTES = 4 << 20
 MAX_TAIL_BYTES = 1 << 20
@@ -104,12 +106,28 @@ def _append(pieces: MutableSequence[str], text: str) -> None:
 
 @dataclass
 class Display:
-    """A MIME bundle that was displayed, or the cell's value (`execution_count` is set then)."""
+    """A MIME bundle that was displayed, or the cell's value (`execution_count` is set then).
+
+    Attributes:
+        preview: of its picture; for the result alone, a notebook has the original.
+    """
 
     data: dict[str, Any]
     metadata: dict[str, Any]
     execution_count: int | None = None
     display_id: str = ""
+    preview: Preview | None = None
+
+    @property
+    def size(self) -> int:
+        """What it takes in memory, roughly."""
+        return _size(self.data, self.metadata) + (len(self.preview.data) if self.preview else 0)
+
+    def reduce(self) -> None:
+        """The preview takes the place of the picture."""
+        if self.preview and self.preview.data:
+            self.data = {key: value for key, value in self.data.items() if not key.startswith("image/")}
+            self.data[self.preview.mime_type] = self.preview.data
 
 
 @dataclass
@@ -157,6 +175,12 @@ class Outputs:
                 if not self._clear_pending:
                     self._clear()
 
+    def take(self) -> Outputs:
+        """What there is so far; this one is empty afterwards."""
+        taken = Outputs(self.items, self.dropped)
+        self.__init__()  # type: ignore[misc]  # as new
+        return taken
+
     @property
     def error(self) -> Error | None:
         """The exception that ended the cell, if one did."""
@@ -199,28 +223,31 @@ class Outputs:
 
     def _add_display(self, msg_type: str, content: dict[str, Any]) -> None:
         self._clear_if_pending()
-        data, metadata = _bundle(content)
-        size = _size(data, metadata)
-        if self._full():
+        display = _display(content)
+        if self._full() or not self._keep(display, MAX_RICH_BYTES - self._rich_kept):
             return
-        if self._rich_kept + size > MAX_RICH_BYTES:
-            self.dropped += 1
-            return
-        self._rich_kept += size
-        count = count_of(content) if msg_type == "execute_result" else None
-        self.items.append(Display(data, metadata, count, _display_id(content)))
+        if msg_type == "execute_result":
+            display.execution_count = count_of(content)
+        self.items.append(display)
 
     def _update_display(self, content: dict[str, Any]) -> None:
-        display_id = _display_id(content)
-        data, metadata = _bundle(content)
+        new = _display(content)
         for item in self.items:
-            if isinstance(item, Display) and display_id and item.display_id == display_id:
-                growth = _size(data, metadata) - _size(item.data, item.metadata)
-                if self._rich_kept + growth > MAX_RICH_BYTES:
-                    self.dropped += 1
+            if isinstance(item, Display) and new.display_id and item.display_id == new.display_id:
+                if not self._keep(new, MAX_RICH_BYTES - self._rich_kept + item.size):
                     return
-                self._rich_kept += growth
-                item.data, item.metadata = data, metadata
+                self._rich_kept -= item.size
+                item.data, item.metadata, item.preview = new.data, new.metadata, new.preview
+
+    def _keep(self, display: Display, room: int) -> bool:
+        """Counts it, if need be with its preview instead of its picture; False if it is too large even so."""
+        if display.size > room:
+            display.reduce()
+        if display.size > room:
+            self.dropped += 1
+            return False
+        self._rich_kept += display.size
+        return True
 
     def _full(self) -> bool:
         if len(self.items) < MAX_OUTPUTS:
@@ -229,12 +256,12 @@ class Outputs:
         return True
 
 
-def _bundle(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _display(content: dict[str, Any]) -> Display:
     data, metadata = content.get("data"), content.get("metadata")
-    return (
-        {str(key): value for key, value in data.items() if not _is_deep(value)} if isinstance(data, dict) else {},
-        metadata if isinstance(metadata, dict) and not _is_deep(metadata) else {},
-    )
+    data = {str(key): value for key, value in data.items() if not _is_deep(value)} if isinstance(data, dict) else {}
+    metadata = dict(metadata) if isinstance(metadata, dict) and not _is_deep(metadata) else {}
+    preview = preview_of(metadata.pop(PREVIEW_KEY, None))
+    return Display(data, metadata, display_id=_display_id(content), preview=preview)
 
 
 def _is_deep(value: Any) -> bool:

@@ -17,6 +17,7 @@ from kernel_server.kernels.outputs import (
     Stream,
     error_of,
 )
+from kernel_server.kernels.previews import MAX_PREVIEW_BASE64, Preview
 
 
 def fold(*messages: tuple[str, dict[str, Any]]) -> Outputs:
@@ -34,6 +35,16 @@ def display(data: Any, display_id: str = "", msg_type: str = "display_data") -> 
     return msg_type, {"data": data, "metadata": {}, "transient": {"display_id": display_id}}
 
 
+def pictured(note: Any, data: Any = None, msg_type: str = "display_data") -> tuple[str, dict[str, Any]]:
+    """A display as container/kernel_host/pictures.py sends it, or one that claims to be."""
+    content = {"data": data or {}, "metadata": {"own": 1, "kernel_server": note}, "transient": {"display_id": "a"}}
+    return msg_type, content
+
+
+def previewed(data: str) -> dict[str, Any]:
+    return {"preview": {"mime_type": "image/png", "data": data}, "original": "images/a.png", "width": 9, "height": 8}
+
+
 def kept_bytes(outputs: Outputs) -> int:
     """What the outputs hold in memory, roughly."""
     total = 0
@@ -43,6 +54,7 @@ def kept_bytes(outputs: Outputs) -> int:
                 total += len(item.head) + len(item.tail)
             case Display():
                 total += sum(len(str(value)) for value in (*item.data.values(), *item.metadata.values()))
+                total += len(item.preview.data) if item.preview else 0
             case Error():
                 total += len(item.evalue) + sum(map(len, item.traceback))
     return total
@@ -103,6 +115,7 @@ HOSTILE_FLOODS = {
     "streams between displays": [m for _ in range(100) for m in (stream("x" * 1_000_000), display({"text/plain": ""}))],
     "displays": [display({"image/png": "A" * 1_000_000})] * 200,
     "display metadata": [("display_data", {"data": {}, "metadata": {"a": "A" * 1_000_000}})] * 200,
+    "previews": [pictured(previewed("A" * MAX_PREVIEW_BASE64))] * 200,
     "errors": [("error", {"ename": "E", "evalue": "x" * 1_000_000, "traceback": ["t" * 1_000_000]})] * 200,
     "many lines of traceback": [("error", {"ename": "E", "evalue": "", "traceback": ["t" * 1000] * 100_000})],
     "updates that grow": [
@@ -168,6 +181,55 @@ def test_update_replaces_every_display_of_that_id() -> None:
         display({"text/plain": "3"}, "", "update_display_data"),
     )
     assert [item.data["text/plain"] for item in outputs.items if isinstance(item, Display)] == ["2", "1", "2"]
+
+
+def test_preview_is_kept_apart_from_what_a_notebook_gets() -> None:
+    """Issue 3: the notebook has the original, and no preview in its metadata."""
+    outputs = fold(pictured(previewed("small"), {"image/png": "large"}))
+    preview = Preview("image/png", "small", "images/a.png", 9, 8)
+    assert outputs.items == [Display({"image/png": "large"}, {"own": 1}, display_id="a", preview=preview)]
+
+
+def test_update_replaces_the_preview_as_well() -> None:
+    """Ours: else the result would show the first state for ever; also if there is none any more."""
+    outputs = fold(pictured(previewed("1")), pictured(previewed("2"), None, "update_display_data"))
+    assert isinstance(outputs.items[0], Display)
+    assert outputs.items[0].preview == Preview("image/png", "2", "images/a.png", 9, 8)
+    outputs.fold(*display({"image/png": "3"}, "a", "update_display_data"))
+    assert outputs.items[0].preview is None
+
+
+def test_picture_that_does_not_fit_is_kept_as_its_preview() -> None:
+    """Ours: a smaller picture in the notebook is better than none; the text beside it stays."""
+    large = {"image/png": "x" * (MAX_RICH_BYTES + 1), "text/plain": "text"}
+    outputs = fold(pictured(previewed("small"), large))
+    assert outputs.dropped == 0
+    assert isinstance(outputs.items[0], Display)
+    assert outputs.items[0].data == {"image/png": "small", "text/plain": "text"}
+
+
+@pytest.mark.parametrize(
+    ("note", "preview"),
+    [
+        (None, None),
+        ("preview", None),
+        ({}, Preview()),
+        ({"preview": "x", "original": None, "width": "9", "height": True}, Preview()),
+        ({"preview": {"mime_type": "image/svg+xml", "data": "x"}}, Preview()),
+        ({"preview": {"mime_type": ["image/png"], "data": "x"}}, Preview()),
+        ({"preview": {"mime_type": "image/png", "data": {}}, "width": 7, "height": -1}, Preview(width=7)),
+        (previewed("x" * (MAX_PREVIEW_BASE64 + 1)), Preview("", "", "images/a.png", 9, 8)),
+        ({"original": "/etc/passwd"}, Preview()),
+        ({"original": "images/../a\n[a line]"}, Preview()),
+        ({"original": "images/" + "a" * 1000, "width": 1 << 40}, Preview()),
+    ],
+)
+def test_preview_of_wrong_types_is_none(note: object, preview: Preview | None) -> None:
+    """facts/security.md: every field may be anything; what it claims is text that a model reads."""
+    (item,) = fold(pictured(note)).items
+    assert isinstance(item, Display)
+    assert item.preview == preview
+    assert item.metadata == {"own": 1}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""IPython's shell of a session: what it shows goes through `pictures` first."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from ipykernel.displayhook import ZMQShellDisplayHook
+from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell
+from IPython.core.autocall import ZMQExitAutocall
+from traitlets import default
+
+from .errors import ErrorShell
+from .pictures import Pictures
+
+
+class SessionDisplayPublisher(ZMQDisplayPublisher):
+    """What `display` and figures are sent with."""
+
+    def publish(  # type: ignore[override]  # as in ipykernel; IPython's has a deprecated argument
+        self, data: Any, metadata: Any = None, *, transient: Any = None, update: bool = False, **kwargs: Any
+    ) -> None:
+        """Sends a MIME bundle, with a preview where its picture is too large."""
+        display_id = str((transient or {}).get("display_id") or "")
+        data, metadata = _pictures(self).prepare(
+            data, metadata, self.parent_header.get("msg_id", ""), display_id, update=update
+        )
+        super().publish(data, metadata, transient=transient, update=update, **kwargs)
+
+    def clear_output(self, wait: bool = False) -> None:
+        """Clears the outputs of the cell, which makes room for other pictures."""
+        _pictures(self).clear(self.parent_header.get("msg_id", ""))
+        super().clear_output(wait)
+
+
+class SessionDisplayHook(ZMQShellDisplayHook):
+    """What the value of a cell is sent with."""
+
+    def write_format_data(self, format_dict: Any, md_dict: Any = None) -> None:
+        """Puts the MIME bundle of a value into its message."""
+        msg_id = self.parent_header.get("msg_id", "")
+        super().write_format_data(*_pictures(self).prepare(format_dict, md_dict or {}, msg_id))
+
+
+class SessionExit(ZMQExitAutocall):
+    """`exit` and `quit`: they end the kernel, but with a status (`exit(1)`) the cell alone, as a script would end."""
+
+    def __call__(self, keep_kernel: object = False) -> None:
+        if not isinstance(keep_kernel, bool):  # IPython would take a status for a yes
+            raise SystemExit(keep_kernel)
+        super().__call__(keep_kernel)
+
+
+class SessionShell(ErrorShell):
+    """ipykernel's shell with our ways to show things."""
+
+    display_pub_class = SessionDisplayPublisher
+    displayhook_class = SessionDisplayHook
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.pictures = Pictures(os.getcwd())
+        super().__init__(**kwargs)
+
+    @default("exiter")
+    def _default_exiter(self) -> SessionExit:
+        return SessionExit(self)
+
+    def system_piped(self, cmd: str) -> None:
+        """`!command`: says so when it failed, which might else look like a success without output."""
+        super().system_piped(cmd)
+        if status := self.user_ns.get("_exit_code"):
+            print(f"[exit status {status}]", file=sys.stderr)
+
+    system = system_piped
+
+    def set_parent(self, parent: Any) -> None:
+        """A request begins."""
+        super().set_parent(parent)
+        if parent["header"]["msg_type"] == "execute_request":
+            self.pictures.begin(parent["header"]["msg_id"], self.execution_count)
+
+
+def _pictures(owner: SessionDisplayPublisher | SessionDisplayHook) -> Pictures:
+    shell = owner.shell
+    assert isinstance(shell, SessionShell)
+    return shell.pictures
+
+
+# Libraries ask for the name of this class to learn that they are in a notebook; rich is one of them.
+SessionShell.__name__, SessionShell.__module__ = ZMQInteractiveShell.__name__, ZMQInteractiveShell.__module__
+SessionShell.__qualname__ = ZMQInteractiveShell.__qualname__
