@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 from mcp.server import MCPServer
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ToolError
-from mcp.types import CallToolResult, InputRequiredResult, Tool
-from pydantic import ValidationError
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError
+from mcp.types import (
+    CallToolResult,
+    InputRequiredResult,
+    ListResourcesResult,
+    PaginatedRequestParams,
+    ResourceTemplate,
+    Tool,
+)
+from pydantic import AnyUrl, ValidationError
 
-from kernel_server.errors import KernelServerError
+from kernel_server.errors import EngineError, KernelError, KernelServerError
 from kernel_server.text import clean, one_line
+from kernel_server.tools.resources import VARYING_TYPE, explain_unknown, live_notebooks, with_type
 from kernel_server.tools.services import Services
 from kernel_server.tools.stdio import serve_stdio
 
@@ -58,6 +69,44 @@ class KernelMCPServer(MCPServer[Services]):
             if isinstance(cause, ValidationError):
                 raise ToolError(_explain(name, cause)) from None
             raise
+
+    async def _handle_list_resources(
+        self, ctx: ServerRequestContext[Services], params: PaginatedRequestParams | None
+    ) -> ListResourcesResult:
+        """What there is to read now: the SDK's own `list_resources` is not told whose request it is."""
+        return ListResourcesResult(resources=live_notebooks(ctx.lifespan_context.registry))
+
+    async def list_resource_templates(self) -> list[ResourceTemplate]:
+        """The templates; one whose resources differ in type names none."""
+        templates = await super().list_resource_templates()
+        for template in templates:
+            template.description = inspect.cleandoc(template.description or "")
+            if template.mime_type == VARYING_TYPE:
+                template.mime_type = None
+        return templates
+
+    async def read_resource(
+        self, uri: AnyUrl | str, context: Context[Services, Any] | None = None
+    ) -> Iterable[ReadResourceContents] | InputRequiredResult:
+        """Reads a resource.
+
+        Raises:
+            ResourceError: with the message for the client; ResourceNotFoundError if another URI would do.
+        """
+        try:
+            contents = await super().read_resource(uri, context)
+        except ResourceError as error:
+            cause = error.__cause__
+            if isinstance(cause, EngineError | KernelError):
+                raise ResourceError(clean(str(cause))) from cause
+            if isinstance(cause, KernelServerError):
+                raise ResourceNotFoundError(clean(str(cause))) from cause
+            if isinstance(error, ResourceNotFoundError):
+                raise ResourceNotFoundError(explain_unknown(str(uri))) from None
+            raise
+        if isinstance(contents, InputRequiredResult):
+            return contents
+        return [with_type(item, str(uri)) for item in contents]
 
     async def _refuse_unknown_arguments(self, name: str, arguments: dict[str, Any]) -> None:
         """The SDK would drop them in silence, so that a misspelled `timeout` were lost."""

@@ -19,6 +19,7 @@ from kernel_server.files.transfer import Sending, free_bytes, open_to_send, rece
 from kernel_server.sessions.session import Session
 from kernel_server.text import counted, human_size, one_line
 from kernel_server.tools.boundary import KernelMCPServer
+from kernel_server.tools.recorded import find_journal
 from kernel_server.tools.services import find_host, services
 from kernel_server.transcripts.notebook import make_notebook
 
@@ -128,10 +129,7 @@ async def export_notebook(
     notebook of that name is replaced.
     """
     registry = services(ctx).registry
-    journal = registry.journals.find(session_id)
-    if journal is None:
-        registry.get(session_id)  # raises if the id is not one of a session
-        journal = registry.journals.journal(session_id)
+    journal = find_journal(registry, session_id)
     path = local_path or f"session-{session_id[:8]}.ipynb"
     relative = local_relative(path, "local_path", "WORKDIR_OUT") + ("/" if path.endswith("/") else "")
     python = registry.python

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-import anyio.to_thread
 from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field
 
-from kernel_server.errors import RequestError
 from kernel_server.text import counted
 from kernel_server.tools.boundary import KernelMCPServer
-from kernel_server.tools.render import recorded_text
+from kernel_server.tools.recorded import cell_text
 from kernel_server.tools.services import services
-from kernel_server.transcripts.journal import Journal
 
 SHORTEST_PAGE = 500  # characters; for a very small PY_EXEC_OUTPUT_BYTES
 
@@ -30,27 +27,11 @@ async def read_output(
 
     Images are named, not shown. Of several cells with the same number the last one counts.
     """
-    registry = services(ctx).registry
-    journal = registry.journals.find(session_id)
-    if journal is None:
-        registry.get(session_id)  # raises if the id is not one of a session
-        raise RequestError(f"Nothing has run in session {session_id} so far.")
-    record = await anyio.to_thread.run_sync(_find, journal, execution_count)
-    if record is None:
-        raise RequestError(f"No cell {execution_count} has run in session {session_id}; 0 is the last one.")
-    text = await anyio.to_thread.run_sync(recorded_text, record["outputs"])
+    text = await cell_text(services(ctx).registry, session_id, execution_count)
     if pattern:
         text = _matching_lines(text, pattern)
     limit = max(services(ctx).output_bytes * 2 // 3, SHORTEST_PAGE)  # characters may take more than a byte
     return _text(_page(text, offset, limit))
-
-
-def _find(journal: Journal, execution_count: int) -> dict[str, Any] | None:
-    found = None
-    for record in journal.cells():
-        if execution_count in (0, record["execution_count"]):
-            found = record
-    return found
 
 
 def _matching_lines(text: str, pattern: str) -> str:

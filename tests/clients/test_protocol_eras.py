@@ -9,16 +9,12 @@ from typing import Any
 import pytest
 from mcp import Client, StdioServerParameters
 
-from tests.clients.wire import CLIENT_INFO, MODERN, ROOT, WireServer, server_environment, wire_server
+from tests.clients.wire import MODERN, ROOT, WireServer, envelope, server_environment, wire_server
 
 pytestmark = pytest.mark.anyio
 
 SERVER = [sys.executable, str(ROOT / "server.py")]
-ENVELOPE = {
-    "io.modelcontextprotocol/protocolVersion": MODERN,
-    "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
-    "io.modelcontextprotocol/clientCapabilities": {},
-}
+ENVELOPE = envelope()
 
 
 @pytest.mark.parametrize("version", ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"])
@@ -75,6 +71,25 @@ async def test_session_lives_through_the_connection_of_either_era(modern: bool, 
         result = await _call(server, modern, "run_code", code="x + 1", session_id=session_id)
         assert [block["text"] for block in result["content"]] == ["21"]
         assert "structuredContent" not in result
+        uri = f"kernel://sessions/{session_id}/outputs/2"
+        assert (await _read(server, modern, uri))["result"]["contents"][0]["text"] == "21"
+
+
+@pytest.mark.parametrize("modern", [False, True], ids=["legacy", "modern"])
+async def test_resource_that_is_not_there_is_an_error_in_either_era(modern: bool, tmp_path: Path) -> None:
+    """MCP, resources: -32602 with the URI; the message is for who reads it."""
+    async with wire_server(SERVER, tmp_path) as server:
+        if not modern:
+            await server.initialize()
+        uri = f"kernel://sessions/{'0' * 32}/notebook.ipynb"
+        error = (await _read(server, modern, uri))["error"]
+    assert (error["code"], error["data"]) == (-32602, {"uri": uri})
+    assert "Unknown session_id" in error["message"]
+
+
+async def _read(server: WireServer, modern: bool, uri: str) -> dict[str, Any]:
+    meta = {"_meta": ENVELOPE} if modern else {}
+    return await server.answer(await server.send("resources/read", {"uri": uri, **meta}))
 
 
 async def _call(server: WireServer, modern: bool, tool: str, **arguments: Any) -> dict[str, Any]:
