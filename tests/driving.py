@@ -37,6 +37,12 @@ class Reply:
         return "\n".join(block.text for block in self.raw.content if isinstance(block, TextContent))
 
     @property
+    def output(self) -> str:
+        """The text without its last line on what the cell changed."""
+        head, _, last = self.text.rpartition("\n")
+        return head if last.startswith(("[variables: ", "[files: ")) else self.text
+
+    @property
     def images(self) -> list[ImageContent]:
         """All images."""
         return [block for block in self.raw.content if isinstance(block, ImageContent)]
@@ -84,7 +90,7 @@ class Handle:
         """What a cell that must succeed puts out."""
         reply = await self.run(code)
         assert reply.status == "ok", reply.text
-        return reply.text
+        return reply.output
 
     async def wait_for_file(self, name: str) -> None:
         """Waits until a cell of this session has made a file: the sign that it runs."""

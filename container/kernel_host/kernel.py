@@ -6,36 +6,47 @@ the server's user and which the session cannot enter: it cannot reach another se
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
 import site
 import sys
 import sysconfig
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import FrameType, SimpleNamespace
 from typing import Any
 
 import zmq
 from ipykernel import ipkernel
-from ipykernel.iostream import OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from IPython.core.events import EventManager
+from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.profiledir import ProfileDir
 
 from . import identity
+from .changes import ChangeReport
+from .look import LOOK_SECONDS, Look
+from .shell import SessionShell
+from .streams import SessionOutStream  # noqa: F401 - named below
+from .variables import Variables
 
 # Names of the sockets: jupyter_client's ipc transport appends "-<port>" to `ip`.
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
 CA_BUNDLE = "/opt/kernel_server/ca-bundle.crt"  # if the image was built with one
 
+Message = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class KernelLaunch:
-    """What a child needs to become a session's kernel; `uid` and `host_uid` are None without isolation."""
+    """What a child needs to become a session's kernel; `uid` and `host_uid` are None without isolation.
+
+    With `warm` it goes through what a first cell needs before it serves.
+    """
 
     session_id: str
     key: bytes
@@ -46,6 +57,7 @@ class KernelLaunch:
     host_uid: int | None
     limits: dict[str, int]
     environment: dict[str, str]
+    warm: bool = False
 
 
 class SessionKernel(IPythonKernel):
@@ -54,6 +66,8 @@ class SessionKernel(IPythonKernel):
     ipykernel raises KeyboardInterrupt wherever the signal finds it while it handles a request; in its own code the
     reply or `idle` is lost then, and the client waits for ever.
     """
+
+    shell_class = SessionShell
 
     def __init__(self, **kwargs: Any) -> None:
         # ipykernel looks up the file of every module, for its debugger. That takes 5 ms, most of it for copying pages
@@ -64,6 +78,10 @@ class SessionKernel(IPythonKernel):
             super().__init__(**kwargs)
         finally:
             vars(ipkernel)["sys"] = real
+        self.control_handlers["list_variables_request"] = self.list_variables_request
+        self._workspace = os.getcwd()
+        self._variables = Variables(self.shell)
+        self._changes: ChangeReport | None = None
 
     def pre_handler_hook(self) -> None:
         """Sets the handler of SIGINT for the length of a request."""
@@ -73,27 +91,70 @@ class SessionKernel(IPythonKernel):
         if self._in_session_code(frame):
             raise KeyboardInterrupt
 
+    @contextmanager
+    def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> Iterator[None]:
+        """For a cell that awaits: ipykernel's own does not wake the event loop, which may be asleep for long.
+
+        Where the cell itself is running and not a task that it has made, it gets its KeyboardInterrupt.
+        """
+        loop = asyncio.get_running_loop()
+
+        def interrupt(signum: int, frame: FrameType | None) -> None:
+            if any(below.f_code is InteractiveShell.run_code.__code__ for below in _stack(frame)):
+                self._interrupt(signum, frame)
+            else:
+                loop.call_soon_threadsafe(future.cancel)
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
     def _in_session_code(self, frame: FrameType | None) -> bool:
         """True if a frame of a cell, or of what runs right after one (such as drawing its figures), is on the stack."""
         namespace = self.shell.user_global_ns if self.shell else None
-        while frame is not None:
-            if frame.f_globals is namespace or (frame.f_back and frame.f_back.f_code is EventManager.trigger.__code__):
-                return True
-            frame = frame.f_back
-        return False
+        return any(
+            below.f_globals is namespace or (below.f_back and below.f_back.f_code is EventManager.trigger.__code__)
+            for below in _stack(frame)
+        )
+
+    def init_metadata(self, parent: Message) -> Message:
+        """A cell is about to run."""
+        if self._changes is None:
+            assert self.shell is not None
+            self._changes = ChangeReport(self._variables, self.shell.pictures, self._workspace)
+        self._changes.begin()
+        return dict(super().init_metadata(parent))
+
+    def finish_metadata(self, parent: Message, metadata: Message, reply_content: Message) -> Message:
+        """Adds what the cell changed, under `kernel_server`; the reply goes out in any case."""
+        metadata = dict(super().finish_metadata(parent, metadata, reply_content))
+        if self._changes is not None:
+            with suppress(Exception):  # objects of every kind are looked at
+                metadata["kernel_server"] = self._changes.end()
+        return metadata
+
+    async def list_variables_request(self, stream: Any, ident: Any, parent: Message) -> None:
+        """Answers from another thread, so that interrupts are not held up; see `look`."""
+        loop, session = asyncio.get_running_loop(), self.session
+        assert session is not None
+
+        def answer(content: Message) -> None:
+            loop.call_soon_threadsafe(session.send, stream, "list_variables_reply", content, parent, ident)
+
+        look = Look(self.shell, self._variables, str(parent["content"].get("expression", "")), answer)
+        look.start()
+        loop.call_later(LOOK_SECONDS, look.give_up)
 
     async def poll_stopped_queue(self) -> None:
         """There is no debugger whose queue could be polled."""
 
 
-class SessionOutStream(OutStream):
-    """Standard output and error that take any text."""
-
-    def write(self, string: str) -> int:
-        """Writes; lone surrogates, which no message can carry, as escapes."""
-        if isinstance(string, str) and not string.isascii():
-            string = string.encode("utf-8", "backslashreplace").decode()
-        return int(super().write(string) or 0)
+def _stack(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 class _BareProfileDir(ProfileDir):
@@ -172,9 +233,21 @@ def run(
     _forget_shared_state()
     bound()
     app.initialize([])
+    if launch.warm:
+        _warm_up(app)
     if started:
         started(app)
     app.start()
+
+
+def _warm_up(app: SessionKernelApp) -> None:
+    """Goes the way of a first cell, so that this kernel's own copies of what that changes are there; leaves no trace."""
+    with suppress(Exception):  # a kernel that is not warm is only slower
+        shell: Any = app.shell
+        shell.run_cell("None", store_history=False, silent=True)
+        app.kernel.init_metadata({})
+        if pandas := sys.modules.get("pandas"):
+            shell.display_formatter.format(pandas.DataFrame({"a": [1.5, None], "b": ["x", "y"]}))
 
 
 def _make_app(launch: KernelLaunch) -> SessionKernelApp:
@@ -182,6 +255,7 @@ def _make_app(launch: KernelLaunch) -> SessionKernelApp:
     app.config.Session.key = launch.key
     app.config.HistoryManager.enabled = False  # the transcript is the server's; no SQLite thread per kernel
     app.config.InteractiveShell.colors = "nocolor"
+    app.config.PlainTextFormatter.max_width = 120  # as numpy's lines, see `preload`
     app.config.InteractiveShellApp.exec_PYTHONSTARTUP = False
     return app
 

@@ -19,6 +19,7 @@ import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from kernel_server.errors import KernelError
+from kernel_server.kernels.changes import Changes, Look, changes_of, look_of
 from kernel_server.kernels.outputs import Error, Outputs, count_of, error_of
 from kernel_server.tasks import running
 
@@ -27,10 +28,13 @@ logger = logging.getLogger(__name__)
 READY_SECONDS = 20.0
 PROBE_INTERVAL_SECONDS = 0.1
 SEND_SECONDS = 10.0  # a kernel that takes no request for so long is stuck
+DRAIN_SECONDS, QUIET_SECONDS = 1.0, 0.02  # after a kernel's end: at most, and without a message
 IDLE_GRACE_SECONDS = 1.0  # after the reply; idle can be lost in a flood
+MAX_PROMPT = 2_000  # characters
+END_OF_INPUT = "\x04"  # ipykernel raises EOFError for it
 MAX_MESSAGE_BYTES = 256 << 20  # beyond it libzmq drops the connection
 
-Channel = Literal["shell", "control"]
+Channel = Literal["shell", "control", "stdin"]
 ReplyStatus = Literal["ok", "error", "aborted"]
 
 
@@ -42,12 +46,43 @@ class Reply:
         status: as in the message; `aborted` for a request that the kernel did not run.
         execution_count: number of the cell, 0 if the kernel gave none.
         exiting: the code called `exit()` or `quit()`, so the kernel is about to end.
+        changes: what the cell did to variables and files.
     """
 
     status: ReplyStatus
     execution_count: int
     exiting: bool
     error: Error | None
+    changes: Changes
+
+
+@dataclass
+class Input:
+    """Where a running cell asks a person something.
+
+    Attributes:
+        prompt: what it asks; None while it asks nothing.
+        password: the answer must not be shown.
+        asked: set while it waits for an answer.
+        count: how often it has asked.
+    """
+
+    prompt: str | None = None
+    password: bool = False
+    asked: anyio.Event = field(default_factory=anyio.Event)
+    count: int = 0
+
+    def ask(self, content: dict[str, Any]) -> None:
+        """Takes in an `input_request`."""
+        self.prompt = str(content.get("prompt", ""))[:MAX_PROMPT]
+        self.password = content.get("password") is True
+        self.count += 1
+        self.asked.set()
+
+    def settle(self) -> None:
+        """It has been answered, or the cell does not wait any more."""
+        self.prompt = None
+        self.asked = anyio.Event()
 
 
 @dataclass
@@ -55,6 +90,7 @@ class Execution:
     """A cell on its way; the reader task fills it in.
 
     Attributes:
+        input: None if nobody is there to answer `input()`.
         reply: the shell reply once it is here.
         over: set when the reply and idle are in, or the kernel is gone.
         gone: the kernel ended before the cell was over.
@@ -62,6 +98,7 @@ class Execution:
 
     msg_id: str
     outputs: Outputs = field(default_factory=Outputs)
+    input: Input | None = None
     reply: Reply | None = None
     idle: anyio.Event = field(default_factory=anyio.Event)
     replied: anyio.Event = field(default_factory=anyio.Event)
@@ -88,8 +125,10 @@ class KernelConnection:
         unreadable: messages that did not parse and were dropped.
     """
 
-    def __init__(self, client: AsyncKernelClient, sockets: dict[str, zmq.asyncio.Socket]) -> None:
+    def __init__(self, client: AsyncKernelClient, sockets: dict[str, zmq.asyncio.Socket], late: Outputs) -> None:
         self.unreadable = 0
+        self._late = late
+        self._received = 0
         self._client = client
         self._sockets = sockets
         self._executions: dict[str, Execution] = {}
@@ -100,8 +139,11 @@ class KernelConnection:
     # -- requests --------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def execute(self, code: str, *, silent: bool = False) -> AsyncIterator[Execution]:
+    async def execute(self, code: str, stdin: Input | None = None, *, silent: bool = False) -> AsyncIterator[Execution]:
         """Sends a cell; inside the block its outputs arrive in the `Execution`. Leaving does not stop the cell.
+
+        Args:
+            stdin: takes the prompts of `input()`, which fails at once without it.
 
         Raises:
             KernelError: the kernel is gone or takes no requests.
@@ -111,11 +153,11 @@ class KernelConnection:
             "silent": silent,
             "store_history": not silent,
             "user_expressions": {},
-            "allow_stdin": False,
+            "allow_stdin": stdin is not None,
             "stop_on_error": False,
         }
         message = self._client.session.msg("execute_request", content)
-        execution = Execution(message["header"]["msg_id"])
+        execution = Execution(message["header"]["msg_id"], input=stdin)
         self._executions[execution.msg_id] = execution
         try:
             await self._send("shell", message)
@@ -138,8 +180,16 @@ class KernelConnection:
         """Asks for kernel_info on the shell channel: answered once nothing is running."""
         await self._request("shell", "kernel_info_request")
 
-    async def _request(self, channel: Channel, msg_type: str) -> dict[str, Any]:
-        message = self._client.session.msg(msg_type, {})
+    async def answer(self, value: str) -> None:
+        """Answers the prompt of the running cell; END_OF_INPUT raises EOFError in it."""
+        await self._send("stdin", self._client.session.msg("input_reply", {"value": value}))
+
+    async def look(self, expression: str) -> Look:
+        """The session's variables or, if one is given, the value of an expression; also while a cell is running."""
+        return look_of(await self._request("control", "list_variables_request", {"expression": expression}))
+
+    async def _request(self, channel: Channel, msg_type: str, content: dict[str, Any] | None = None) -> dict[str, Any]:
+        message = self._client.session.msg(msg_type, content or {})
         msg_id = message["header"]["msg_id"]
         waiting = self._waiting[msg_id] = _Waiting()
         try:
@@ -176,36 +226,46 @@ class KernelConnection:
         session = self._client.session
         while True:
             frames = await socket.recv_multipart()
+            self._received += 1
             try:
                 _, frames = session.feed_identities(frames)
                 message = session.deserialize(frames)
-                self._route(channel, message["msg_type"], message["parent_header"].get("msg_id"), message["content"])
+                self._route(channel, message["msg_type"], message["parent_header"].get("msg_id"), message)
             except Exception as error:  # a kernel can make any decoder raise: RecursionError, KeyError, ValueError, …
                 self.unreadable += 1
                 logger.debug("dropped an unreadable message on %s: %s", channel, type(error).__name__)
 
-    def _route(self, channel: str, msg_type: str, parent: str | None, content: dict[str, Any]) -> None:
+    def _route(self, channel: str, msg_type: str, parent: str | None, message: dict[str, Any]) -> None:
+        content = message["content"]
+        execution = self._executions.get(parent or "")
         if channel == "iopub":
-            self._route_iopub(msg_type, parent, content)
+            self._route_iopub(msg_type, execution, content)
         elif waiting := self._waiting.get(parent or ""):
             waiting.content = content
             waiting.arrived.set()
-        elif msg_type == "execute_reply" and (execution := self._executions.get(parent or "")):
-            execution.reply = _reply_of(content)
+        elif execution and msg_type == "input_request" and execution.input:
+            execution.input.ask(content)
+        elif execution and msg_type == "execute_reply":
+            execution.reply = _reply_of(content, message["metadata"])
             for page in _pages(content):
                 execution.outputs.fold("display_data", page)
             execution.replied.set()
 
-    def _route_iopub(self, msg_type: str, parent: str | None, content: dict[str, Any]) -> None:
+    def _route_iopub(self, msg_type: str, execution: Execution | None, content: dict[str, Any]) -> None:
         self._subscribed.set()
-        execution = self._executions.get(parent or "")
-        if execution is None:
-            return
-        if msg_type == "status":
-            if content.get("execution_state") == "idle":
-                execution.idle.set()
-        else:
-            execution.outputs.fold(msg_type, content)
+        if msg_type != "status":
+            outputs = execution.outputs if execution else self._late
+            outputs.fold(msg_type, content)
+        elif execution and content.get("execution_state") == "idle":
+            execution.idle.set()
+
+    async def drain(self) -> None:
+        """Takes in what a kernel whose process is gone has still sent."""
+        with anyio.move_on_after(DRAIN_SECONDS):
+            received = -1
+            while received != self._received:
+                received = self._received
+                await anyio.sleep(QUIET_SECONDS)
 
     async def wait_ready(self) -> None:
         """Ready means: the kernel has answered, and our subscription is in place.
@@ -227,7 +287,7 @@ def _pages(content: dict[str, Any]) -> list[dict[str, Any]]:
     return [item for item in items if isinstance(item, dict) and item.get("source") == "page"]
 
 
-def _reply_of(content: dict[str, Any]) -> Reply:
+def _reply_of(content: dict[str, Any], metadata: dict[str, Any]) -> Reply:
     status: ReplyStatus = "ok"
     if content.get("status") in ("error", "aborted"):
         status = content["status"]
@@ -236,7 +296,7 @@ def _reply_of(content: dict[str, Any]) -> Reply:
         isinstance(item, dict) and item.get("source") == "ask_exit" and not item.get("keepkernel") for item in payload
     )
     error = error_of(content) if status == "error" else None
-    return Reply(status, count_of(content) or 0, exiting, error)
+    return Reply(status, count_of(content) or 0, exiting, error, changes_of(metadata))
 
 
 @contextmanager
@@ -255,9 +315,12 @@ def zmq_context() -> Iterator[zmq.asyncio.Context]:
 
 @asynccontextmanager
 async def connect_kernel(
-    context: zmq.asyncio.Context, connection_info: dict[str, Any]
+    context: zmq.asyncio.Context, connection_info: dict[str, Any], late: Outputs | None = None
 ) -> AsyncIterator[KernelConnection]:
     """Connects to a kernel whose sockets are bound, and waits until it is ready.
+
+    Args:
+        late: takes what is put out when no cell is running, or by the threads of earlier ones.
 
     Raises:
         KernelError: it is not ready within READY_SECONDS.
@@ -272,9 +335,10 @@ async def connect_kernel(
             "iopub": client.connect_iopub(),
             "shell": client.connect_shell(identity=identity),
             "control": client.connect_control(identity=identity),
+            "stdin": client.connect_stdin(identity=identity),
         },
     )
-    connection = KernelConnection(client, sockets)
+    connection = KernelConnection(client, sockets, Outputs() if late is None else late)
     try:
         async with running(*(partial(connection.read, channel) for channel in sockets)):
             try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from kernel_server.kernels.connection import Execution
+from kernel_server.kernels.connection import Execution, Input
 from kernel_server.kernels.outputs import Outputs, Stream
 from kernel_server.sessions.results import Cell, CellResult
 from kernel_server.text import one_line, settle, strip_ansi
@@ -18,7 +18,11 @@ class Job:
     """A cell that a session has taken.
 
     Attributes:
+        number: of the job in its session, from 1.
+        input: where it asks a person something.
+        notes: what its result has to tell beside that.
         execution: its outputs so far, once the kernel has it.
+        submitted: when the session took it (monotonic seconds).
         started: when the kernel got it (monotonic seconds), or None while it waits for its turn.
         result: how it went, once it is done.
         failure: why there is no result.
@@ -29,7 +33,11 @@ class Job:
     """
 
     cell: Cell
+    number: int
+    input: Input = field(default_factory=Input)
+    notes: list[str] = field(default_factory=list)
     execution: Execution | None = None
+    submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
     result: CellResult | None = None
     failure: Exception | None = None
@@ -47,6 +55,11 @@ class Job:
     def seconds(self) -> float:
         """How long it has been running; 0 while it waits for its turn."""
         return 0.0 if self.started is None else time.monotonic() - self.started
+
+    @property
+    def queued_seconds(self) -> float:
+        """How long it has waited for its turn."""
+        return (self.started or time.monotonic()) - self.submitted
 
     @property
     def last_line(self) -> str:
@@ -68,4 +81,6 @@ class Job:
         if self.result is not None:
             return self.result
         outputs = self.execution.outputs if self.execution else Outputs()
-        return CellResult(session_id, "running", outputs, 0, generation, self.seconds, [note])
+        return CellResult(
+            session_id, "running", outputs, 0, generation, self.seconds, [note], queued_seconds=self.queued_seconds
+        )

@@ -6,8 +6,10 @@ import signal
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kernel_server.hosts.base import Death
-from kernel_server.kernels.outputs import Outputs
+from kernel_server.hosts.base import Death, Exceeded
+from kernel_server.kernels.changes import Changes
+from kernel_server.kernels.outputs import Error, Outputs
+from kernel_server.text import human_size
 
 Status = Literal["ok", "error", "running", "interrupted", "timeout", "died"]
 
@@ -20,11 +22,13 @@ class Cell:
         code: what the kernel executes.
         source: what the notebook shows; "" is the code itself.
         timeout: seconds until it is interrupted; 0 is never.
+        interactive: somebody is there to answer `input()`.
     """
 
     code: str
     source: str = ""
     timeout: float = 0.0
+    interactive: bool = False
 
 
 @dataclass
@@ -35,6 +39,9 @@ class CellResult:
         generation: number of the session's kernel that ran it, from 1; a new number means new, empty variables.
         seconds: wall time from sending it to its end.
         notes: what the model has to know beside the outputs, each a sentence or two.
+        queued_seconds: how long it waited for its turn before that.
+        late: what earlier cells put out after their end, such as by a thread.
+        changes: what it did to variables and files.
     """
 
     session_id: str
@@ -44,6 +51,9 @@ class CellResult:
     generation: int
     seconds: float
     notes: list[str] = field(default_factory=list)
+    queued_seconds: float = 0.0
+    late: Outputs = field(default_factory=Outputs)
+    changes: Changes = field(default_factory=Changes)
 
 
 def explain_death(death: Death | None, exiting: bool, memory: str) -> str:
@@ -58,12 +68,35 @@ def explain_death(death: Death | None, exiting: bool, memory: str) -> str:
         return "The code called exit() or quit(), which ends the kernel."
     if death is None:
         return "The kernel ended."
+    if death.exceeded is not None:
+        return _explain_limit(death.exceeded)
     if death.out_of_memory:
         limit = f" ({memory}, PY_EXEC_MEMORY)" if memory else ""
         return f"The kernel was killed because the container's memory limit{limit} was reached."
     if death.signal is not None:
         return f"The kernel was killed by {_signal_name(death.signal)}."
     return f"The kernel's process ended with exit code {death.exit_code} (os._exit, or native code that gave up)."
+
+
+def _explain_limit(exceeded: Exceeded) -> str:
+    used, limit = human_size(exceeded.used), human_size(exceeded.limit)
+    if exceeded.what == "workspace":
+        return (
+            f"The kernel was killed because the session's files took {used} of disk; {limit} are allowed "
+            "(PY_EXEC_WORKSPACE_SIZE). Remove files that are no longer needed before you write more."
+        )
+    return (
+        f"The kernel was killed because the session's processes held {used} of memory, and the container's limit of "
+        f"{limit} (PY_EXEC_MEMORY) was near."
+    )
+
+
+def explain_error(error: Error | None, hints: dict[str, str]) -> list[str]:
+    """Which limit of the session an exception comes from, if it is one."""
+    if error is None:
+        return []
+    what = f"{error.ename}: {error.evalue}"
+    return [f"Limit: {hint}" for sign, hint in hints.items() if sign in what][:1]
 
 
 def _signal_name(number: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,11 +16,13 @@ from anyio.abc import TaskGroup
 
 from kernel_server.errors import EngineError, FileError, KernelError, SessionError
 from kernel_server.hosts.base import Death, KernelHost
-from kernel_server.kernels.connection import Execution, KernelConnection
+from kernel_server.kernels.changes import Changes, Look
+from kernel_server.kernels.connection import END_OF_INPUT, Execution, KernelConnection
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.sessions.jobs import Job
-from kernel_server.sessions.lives import KILL_SECONDS, Life, Lives
-from kernel_server.sessions.results import Cell, CellResult, Status, explain_death, explain_loss
+from kernel_server.sessions.lives import KILL_SECONDS, Life, Lives, first
+from kernel_server.sessions.results import Cell, CellResult, Status, explain_death, explain_error, explain_loss
+from kernel_server.text import one_line
 from kernel_server.transcripts.journal import Journal, JournaledCell
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,13 @@ DEATH_REPORT_SECONDS = 2.0  # between a closed connection and the kernel host's 
 CLEAR_SECONDS = 30.0
 PROGRESS_SECONDS = 4.0  # between two notifications; clients count silence as a hang
 MAX_UNCOLLECTED = 5  # outcomes that are kept for somebody to call `wait`
+LOOK_SECONDS = 7.0  # a bit more than the kernel takes for an expression that does not end
+UNREACHABLE = (
+    "The kernel does not answer: the running code probably holds the interpreter in native code. Call wait for it, or "
+    "interrupt to stop it."
+)
+DECLINED = "The person who was asked did not answer, so input() raised EOFError."
+HIDDEN = "········"  # as Jupyter shows an answer to getpass()
 NEVER_STARTED = "It was stopped before its turn came; nothing of it ran."
 
 OnProgress = Callable[[float, str], Awaitable[None]]
@@ -42,19 +52,29 @@ class Session:
 
     Attributes:
         session_id: unguessable handle (128 bits).
+        begun: monotonic time of its start.
         last_used: monotonic time of the end of the last call.
     """
 
-    def __init__(self, session_id: str, host: KernelHost, context: zmq.asyncio.Context, journal: Journal) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        host: KernelHost,
+        context: zmq.asyncio.Context,
+        journal: Journal,
+        *,
+        warm: bool = False,
+    ) -> None:
         self.session_id = session_id
-        self.last_used = time.monotonic()
+        self.begun = self.last_used = time.monotonic()
         self.journal = journal
         self._host = host
         self._turn = anyio.Lock()  # first in, first out: the cells of a session run in order
         self._jobs: deque[Job] = deque()  # whose outcome nobody has yet
         self._tasks: TaskGroup | None = None
+        self._submitted = 0
         self._users = 0
-        self._lives = Lives(session_id, host, context)
+        self._lives = Lives(session_id, host, context, warm=warm)
         self._ending: SessionError | None = None
         self._clear_at_end = True
         self._over = anyio.Event()
@@ -131,6 +151,10 @@ class Session:
         if self._ending is not None:
             raise self._ending
 
+    async def wait_ready(self) -> None:
+        """Waits until its kernel answers; raises as `wait_spawned`."""
+        await self._current_life()
+
     # -- cells -----------------------------------------------------------------------------------------------------
 
     def submit(self, cell: Cell) -> Job:
@@ -144,7 +168,8 @@ class Session:
         if self._ending is not None:
             raise self._ending
         assert self._tasks is not None, "a session takes cells once it is ready"
-        job = Job(cell)
+        self._submitted += 1
+        job = Job(cell, self._submitted)
         self._jobs.append(job)
         self._tasks.start_soon(self._work, job)
         return job
@@ -152,7 +177,7 @@ class Session:
     async def collect(self, job: Job, seconds: float, on_progress: OnProgress | None = None) -> CellResult:
         """Waits at most `seconds` for a job and returns its outcome, or what there is so far with status `running`.
 
-        An outcome is handed out once. To be cancelled leaves the job alone.
+        It returns at once when the job asks for input. An outcome is handed out once. To be cancelled leaves the job alone.
 
         Raises:
             KernelError, EngineError: there is no kernel to run it.
@@ -160,14 +185,55 @@ class Session:
         """
         async with self.in_use():
             with anyio.move_on_after(seconds):
-                while not job.done.is_set():
+                while not job.done.is_set() and not job.input.asked.is_set():
                     with anyio.move_on_after(PROGRESS_SECONDS):
-                        await job.done.wait()
-                    if on_progress is not None and not job.done.is_set():
+                        await (first(job.done, job.input.asked) if job.cell.interactive else job.done.wait())
+                        continue
+                    if on_progress is not None:
                         await on_progress(job.seconds, job.last_line)
         if job.done.is_set() and job in self._jobs:
             self._jobs.remove(job)
         return job.outcome(self.session_id, self.generation, self._how_to_go_on(job))
+
+    def job(self, number: int) -> Job | None:
+        """The job of that number, while its outcome has not been collected."""
+        return next((job for job in self._jobs if job.number == number), None)
+
+    async def answer(self, job: Job, value: str | None) -> None:
+        """Answers the prompt of a job; None if nobody wants to, which raises EOFError in the cell.
+
+        Raises:
+            KernelError: the kernel is gone.
+        """
+        prompt, password = job.input.prompt, job.input.password
+        life = self._lives.present
+        if prompt is None or job.execution is None or life.kernel is None:
+            return  # it does not wait any more
+        job.input.settle()
+        if value is None:
+            job.notes.append(DECLINED)
+        shown = "" if value is None else HIDDEN if password else value
+        job.execution.outputs.fold("stream", {"name": "stdout", "text": f"{prompt}{shown}\n"})
+        await life.kernel.answer(END_OF_INPUT if value is None else value)
+
+    async def look(self, expression: str) -> Look:
+        """The variables, or the value of an expression, also while a cell is running.
+
+        Raises:
+            KernelError, EngineError: there is no kernel, or it does not answer.
+            SessionError: the session has been ended.
+        """
+        async with self.in_use():
+            life = await self._current_life()
+            assert life.kernel is not None
+            with anyio.move_on_after(LOOK_SECONDS):
+                return await life.kernel.look(expression)
+        raise KernelError(UNREACHABLE)
+
+    @property
+    def waiting_jobs(self) -> int:
+        """How many cells wait for their turn."""
+        return sum(job.started is None and not job.done.is_set() for job in self._jobs)
 
     async def abandon(self, job: Job) -> None:
         """Interrupts a job whose outcome nobody wants any more, and waits for its end."""
@@ -199,6 +265,11 @@ class Session:
         return next((job for job in self._jobs if job.started is not None and not job.done.is_set()), None)
 
     def _how_to_go_on(self, job: Job) -> str:
+        if job.input.prompt is not None:
+            return (
+                f"The code asks a person: {one_line(job.input.prompt)!r}. Call wait(session_id={self.session_id!r}) to "
+                "put it to them, or interrupt to stop it."
+            )
         if job.started is None:
             return f"Waiting for its turn behind another cell. Call wait(session_id={self.session_id!r}) to go on."
         return (
@@ -213,6 +284,7 @@ class Session:
         except (KernelError, EngineError, SessionError) as error:
             job.failure = error
         finally:
+            job.input.settle()
             job.done.set()
             while len(self._jobs) > MAX_UNCOLLECTED and self._jobs[0].done.is_set():
                 self._jobs.popleft()
@@ -224,12 +296,13 @@ class Session:
         if job.stopped:
             return CellResult(self.session_id, "interrupted", Outputs(), 0, life.generation, 0.0, [NEVER_STARTED])
         job.started = time.monotonic()
-        async with life.kernel.execute(job.cell.code) as execution:
+        stdin = job.input if job.cell.interactive else None
+        async with life.kernel.execute(job.cell.code, stdin) as execution:
             job.execution = execution
             stopped = await self._wait(life.kernel, job, execution)
         if self._ending is not None:
             raise self._ending
-        result = await self._result(life, execution, stopped, job.seconds)
+        result = await self._result(life, execution, stopped, job)
         if not job.abandoned:
             self._lives.loss = None  # this result tells of it
         self._record(job.cell, result, begun)
@@ -245,10 +318,14 @@ class Session:
         return "timeout" if deadline.cancelled_caught else "interrupted"
 
     async def _stop_cell(self, kernel: KernelConnection, execution: Execution) -> None:
-        """Interrupts, looks, interrupts again, looks, and in the end kills."""
-        for seconds in INTERRUPT_SECONDS:
-            with anyio.move_on_after(seconds), suppress(KernelError):
-                await kernel.interrupt()
+        """Interrupts, looks, interrupts again, looks, and in the end kills.
+
+        The second time from outside: a kernel whose interpreter is held by native code reads no requests, but a signal
+        reaches code such as a regular expression's.
+        """
+        for seconds, interrupt in zip(INTERRUPT_SECONDS, (kernel.interrupt, self._signal), strict=True):
+            with anyio.move_on_after(seconds), suppress(KernelError, EngineError):
+                await interrupt()
                 await kernel.wait_over(execution)
             if execution.over.is_set():
                 return
@@ -257,8 +334,11 @@ class Session:
         with anyio.move_on_after(KILL_SECONDS):
             await execution.over.wait()
 
-    async def _result(self, life: Life, execution: Execution, stopped: Status | None, seconds: float) -> CellResult:
-        notes: list[str] = []
+    async def _signal(self) -> None:
+        await self._host.signal(self.session_id, signal.SIGINT)
+
+    async def _result(self, life: Life, execution: Execution, stopped: Status | None, job: Job) -> CellResult:
+        notes = job.notes
         reply = execution.reply
         exiting = reply is not None and reply.exiting
         result = CellResult(
@@ -267,8 +347,11 @@ class Session:
             execution.outputs,
             reply.execution_count if reply else 0,
             life.generation,
-            seconds,
+            job.seconds,
             notes,
+            job.queued_seconds,
+            Outputs() if job.abandoned else self._lives.late.take(),
+            reply.changes if reply else Changes(),
         )
         if exiting or execution.gone:
             with anyio.move_on_after(DEATH_REPORT_SECONDS):
@@ -291,12 +374,14 @@ class Session:
                 execution.outputs.add_error(reply.error)
         elif execution.outputs.ended_with_error:  # %run shows the exception of a script itself and replies ok
             result.status = "error"
+        if result.status == "error":
+            notes += explain_error(execution.outputs.error, self._host.description.hints)
         return result
 
     def _record(self, cell: Cell, result: CellResult, begun: datetime) -> None:
         journaled = JournaledCell(
             source=cell.source or cell.code,
-            outputs=result.outputs,
+            outputs=Outputs([*result.late.items, *result.outputs.items]),
             execution_count=result.execution_count,
             status=result.status,
             generation=result.generation,

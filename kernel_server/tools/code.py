@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated
 
 import anyio
 from mcp.server.mcpserver import Context
-from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from mcp.types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
 from pydantic import Field
 
 from kernel_server.errors import FileError, RequestError
 from kernel_server.files.paths import SHARED, container_path
-from kernel_server.sessions.results import Cell, CellResult
+from kernel_server.sessions.jobs import Job
+from kernel_server.sessions.results import Cell
 from kernel_server.sessions.session import OnProgress, Session
+from kernel_server.tools.asking import ask, can_ask, resume
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.render import render
 from kernel_server.tools.services import reporting, services
@@ -24,6 +27,7 @@ SessionId = Annotated[
     Field(description="The id that init returned. Empty: a new session for this call alone; nothing of it stays."),
 ]
 MakeCell = Callable[[Session], Cell]
+Answer = CallToolResult | InputRequiredResult
 Timeout = Annotated[
     float,
     Field(ge=0, description="Seconds after which the code is interrupted; 0: the server's default, normally 3600."),
@@ -42,13 +46,14 @@ async def run_code(
     session_id: SessionId = "",
     timeout: Timeout = 0,
     wait: Wait = 0,
-) -> CallToolResult:
+) -> Answer:
     """Run Python code as a cell of the session's IPython kernel.
 
     Variables, imports and functions stay for the next call with the same session_id. What comes back, in order:
     printed text, the value of the last expression, images (matplotlib figures come as PNG, no plt.show() needed),
     and the traceback if the code raises. IPython syntax works: !ls, %timeit, await at top level.
-    The working directory is the session's workspace. init says whether there is a network; nobody answers input().
+    A last line says which variables and files the cell created, changed or removed: no need to print to find out.
+    The working directory is the session's workspace. init says whether there is a network.
     Long text is cut in the middle: print less, or write a file and read parts of it.
     If the code fails, the session goes on: fix the code and run it again. If the kernel itself dies (exit(), memory,
     a crash), the text says why, what is lost, and that a fresh kernel is ready.
@@ -56,9 +61,9 @@ async def run_code(
     """
     if not code.strip():
         raise RequestError("run_code: code is empty; give Python code to run.")
-    _check_encodable(code, "code")
+    check_encodable(code, "code")
     cell = Cell(code, timeout=timeout or services(ctx).timeout)
-    return render(await _run(ctx, session_id, lambda _: cell, wait), services(ctx).output_bytes)
+    return await _run(ctx, session_id, lambda _: cell, wait)
 
 
 async def run_file(
@@ -68,14 +73,14 @@ async def run_file(
     args: Annotated[list[str], Field(description="What the script finds in sys.argv[1:].")] = [],  # noqa: B006 - never changed
     timeout: Timeout = 0,
     wait: Wait = 0,
-) -> CallToolResult:
+) -> Answer:
     """Run a Python script of the workspace as __main__ in the session's kernel, like IPython's %run.
 
     The script does not see the session's variables; its own global variables are in the session afterwards. The
     result looks like that of run_code. Bring the script in first, with edit_file or cp_in.
     """
     for argument in (path, *args):
-        _check_encodable(argument, "path or args")
+        check_encodable(argument, "path or args")
 
     def make_cell(session: Session) -> Cell:
         wanted = container_path(path, "path", session.workspace)
@@ -91,7 +96,7 @@ async def run_file(
     registry = services(ctx).registry
     if session_id:
         await _check_script(ctx, registry.get(session_id), path)
-    return render(await _run(ctx, session_id, make_cell, wait), services(ctx).output_bytes)
+    return await _run(ctx, session_id, make_cell, wait)
 
 
 async def _check_script(ctx: Context, session: Session, path: str) -> None:
@@ -107,18 +112,21 @@ async def wait(
     session_id: Annotated[str, Field(description="The id that init returned.")],
     ctx: Context,
     wait: Annotated[float, Field(ge=0, description="Seconds to wait; 0: the server's default, 45.")] = 0,
-) -> CallToolResult:
+) -> Answer:
     """Go on waiting for code that was still running when run_code or run_file returned.
 
     Returns its whole result when it is done, or what there is after `wait` seconds. Of several cells that are not
     collected yet, the one that was sent first.
     """
     session = services(ctx).registry.get(session_id)
-    job = session.oldest_job
+    resumed = await resume(ctx)
+    job = resumed[1] if resumed else session.oldest_job
     if job is None:
-        raise RequestError(f"Nothing is running in session {session_id}, and every result has been returned.")
-    result = await session.collect(job, wait or services(ctx).wait, _reporting(ctx))
-    return render(result, services(ctx).output_bytes)
+        raise RequestError(
+            f"Nothing is running in session {session_id}, and every result has been returned; read_output has the text "
+            "of earlier cells."
+        )
+    return await _collect(ctx, session, job, wait)
 
 
 async def interrupt(
@@ -139,25 +147,37 @@ async def interrupt(
     return _text(f"Interrupted after {job.result.seconds:.1f} s. Call wait for its output.{notes}")
 
 
-async def _run(ctx: Context, session_id: str, make_cell: MakeCell, wait: float) -> CellResult:
+async def _run(ctx: Context, session_id: str, make_cell: MakeCell, wait: float) -> Answer:
     registry = services(ctx).registry
-    session = registry.get(session_id) if session_id else await registry.open(reporting(ctx))
-    over = False
+    resumed = await resume(ctx)
+    if resumed is not None:
+        session, job = resumed
+    else:
+        session = registry.get(session_id) if session_id else await registry.open(reporting(ctx))
+    over = True
     try:
-        job = session.submit(make_cell(session))
+        if resumed is None:
+            job = session.submit(replace(make_cell(session), interactive=can_ask(ctx)))
         try:
-            result = await session.collect(job, wait or services(ctx).wait, _reporting(ctx))
+            result = await _collect(ctx, session, job, wait, one_shot=not session_id)
         except anyio.get_cancelled_exc_class():
             await session.abandon(job)
             raise
-        over = result.status != "running"
-    except BaseException:
-        over = True
-        raise
+        over = job.done.is_set()
     finally:
         if over and not session_id:
-            await registry.end_one_shot(session)
+            registry.end_one_shot(session)
     return result
+
+
+async def _collect(ctx: Context, session: Session, job: Job, wait: float, *, one_shot: bool = False) -> Answer:
+    """Waits for a job, and asks a person what it asks for."""
+    while True:
+        result = await session.collect(job, wait or services(ctx).wait, _reporting(ctx))
+        if not job.input.asked.is_set() or not can_ask(ctx):
+            return render(result, services(ctx).output_bytes, one_shot=one_shot)
+        if (needed := await ask(ctx, session, job, _reporting(ctx))) is not None:
+            return needed
 
 
 def _reporting(ctx: Context) -> OnProgress:
@@ -171,7 +191,14 @@ def _text(text: str) -> CallToolResult:
     return CallToolResult(content=[TextContent(type="text", text=text)])
 
 
-def _check_encodable(text: str, argument: str) -> None:
+def check_encodable(text: str, argument: str) -> None:
+    """Refuses what a kernel cannot take as Python source.
+
+    Raises:
+        RequestError: it is such a text.
+    """
+    if "\0" in text:
+        raise RequestError(f"{argument} holds a NUL character, which Python source cannot; write it as \\0.")
     try:
         text.encode()
     except UnicodeEncodeError as error:

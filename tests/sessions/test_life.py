@@ -44,7 +44,7 @@ async def test_cells_of_one_session_run_in_the_order_of_their_calls(session: Han
     """Issue 2, sessions."""
     await session.run("seen = []")
     replies = await gather(*(session.run(f"seen.append({n}); seen") for n in range(8)))
-    assert [reply.text for reply in replies] == [str(list(range(n + 1))) for n in range(8)]
+    assert [reply.output for reply in replies] == [str(list(range(n + 1))) for n in range(8)]
     assert [reply.result["execution_count"] for reply in replies] == list(range(2, 10))
 
 
@@ -72,7 +72,7 @@ async def test_cells_of_different_sessions_run_at_the_same_time(kit: Kit, tmp_pa
             return result[0]
 
         replies = await gather(drive(one, other), drive(other, one))
-        assert [reply.text for reply in replies] == ["'done'", "'done'"]
+        assert [reply.output for reply in replies] == ["'done'", "'done'"]
 
 
 # -- limits and TTL --------------------------------------------------------------------------------------------------

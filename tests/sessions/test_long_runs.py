@@ -31,7 +31,7 @@ async def test_call_returns_after_wait_and_the_rest_is_picked_up(session: Handle
     assert again.status == "running"
     await let_it_go(session)
     last = await session.call("wait")
-    assert (last.status, last.text) == ("ok", "begun\ndone\n42")
+    assert (last.status, last.output) == ("ok", "begun\ndone\n42")
     assert last.result["execution_count"] == 1
 
 
@@ -50,7 +50,7 @@ async def test_cells_queue_and_are_collected_in_order(session: Handle) -> None:
     assert queued.status == "running"
     assert "Waiting for its turn" in queued.text
     await let_it_go(session)
-    texts = [(await session.call("wait")).text for _ in range(2)]
+    texts = [(await session.call("wait")).output for _ in range(2)]
     assert texts == ["begun\ndone\n42", "second"]
 
 
@@ -101,7 +101,7 @@ async def test_one_shot_code_that_takes_long_stays_reachable(kit: Kit) -> None:
     assert reply.status == "running"
     session = Handle(kit, str(reply.result["session_id"]), "")
     await let_it_go(session)
-    assert (await session.call("wait")).text == "begun\ndone\n42"
+    assert (await session.call("wait")).output == "begun\ndone\n42"
     await session.call("close_session")
 
 
