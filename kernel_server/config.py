@@ -106,6 +106,14 @@ class Settings(BaseSettings):
         ge=1,
         le=500,
     )
+    pool: int = _setting(
+        "PY_EXEC_POOL",
+        2,
+        "How many spare sessions stand ready for `init`, beside those in use; fewer while memory is short; 0 is none.",
+        "a whole number from 0 to 50",
+        ge=0,
+        le=50,
+    )
     timeout: float = _setting(
         "PY_EXEC_TIMEOUT",
         3600.0,
@@ -133,6 +141,13 @@ class Settings(BaseSettings):
         "PY_EXEC_SESSION_MEMORY",
         2 << 30,
         "Memory limit of each process of a session; beyond it is a MemoryError; 0 is none.",
+        SIZE_FORM,
+        ge=0,
+    )
+    workspace_size: Bytes = _setting(
+        "PY_EXEC_WORKSPACE_SIZE",
+        8 << 30,
+        "How much disk the files of a session may take; 0 is no limit.",
         SIZE_FORM,
         ge=0,
     )
@@ -200,7 +215,7 @@ def _written(name: str, default: Any) -> str:
         return "~/.local/state/kernel-server"
     if default is None or default == Path():
         return ""
-    if name in ("PY_EXEC_MEMORY", "PY_EXEC_SESSION_MEMORY"):
+    if name in ("PY_EXEC_MEMORY", "PY_EXEC_SESSION_MEMORY", "PY_EXEC_WORKSPACE_SIZE"):
         return f"{default >> 30}g"
     return f"{default:g}" if isinstance(default, float) else str(default)
 

@@ -70,7 +70,7 @@ def cut_middle(text: str, limit: int, how_to_get_the_rest: str, dropped: int = 0
         return text
     head = data[: limit * 2 // 3].decode(errors="ignore")
     tail = data[-(limit // 3) :].decode(errors="ignore")
-    head = head[: head.rfind("\n") + 1 or len(head)]
+    head = head[: head.rfind("\n", len(head) // 2) + 1 or len(head)]
     tail = tail[tail.find("\n") + 1 :] if "\n" in tail[: len(tail) // 2] else tail
     whole = len(data) + dropped
     missing = whole - len(head.encode()) - len(tail.encode())
@@ -91,7 +91,7 @@ def one_line(text: str, limit: int = 120) -> str:
 def human_size(size: int) -> str:
     """`12 bytes`, `3.4 KB`, `120 MB`."""
     if size < 1000:
-        return f"{size} bytes"
+        return counted(size, "byte")
     amount = float(size)
     for unit in ("KB", "MB", "GB"):
         amount /= 1000

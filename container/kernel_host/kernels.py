@@ -15,6 +15,7 @@ from .children import Child
 from .config import Config
 from .loop import Loop, Reply
 from .sessions import Session, Sessions
+from .usage import container_memory, usage
 
 SPAWN_SECONDS = 30.0
 
@@ -51,6 +52,7 @@ class KernelRequests:
                 host_uid=self._config.host_uid if self._sessions.isolated else None,
                 limits=self._config.limits,
                 environment=self._config.environment,
+                warm=bool(request.get("warm")),
             )
             answer = {"pid": os.getpid(), "key": key, "ip": f"{session.slot}/s", "workspace": launch.workspace}
 
@@ -72,7 +74,9 @@ class KernelRequests:
 
         def on_exit(status: int) -> None:
             session.pid = None
-            how = children.describe_exit(status)
+            how: dict[str, Any] = children.describe_exit(status)
+            if session.exceeded:
+                how["exceeded"], session.exceeded = session.exceeded, None
             if not answered:
                 reply({"error": {"code": "failed", "message": f"the kernel ended while it started ({how})"}})
             self._on_death({"event": "death", "session_id": session.session_id, "pid": pid, **how})
@@ -94,6 +98,11 @@ class KernelRequests:
         _end_kernel(session)
         self._loop.help(session.uid, lambda: _end_all_of_uid(session), reply)
 
+    def stop(self, session: Session) -> None:
+        """Ends every process of a session that has used too much."""
+        _end_kernel(session)
+        self._loop.help(session.uid, lambda: _end_all_of_uid(session), lambda _message: None)
+
     def clear(self, request: dict[str, Any], reply: Reply) -> None:
         """Ends every process of the session and removes all that it owns; its UID is free again afterwards."""
         session = self._sessions.find(request)
@@ -113,6 +122,15 @@ class KernelRequests:
             reply(message)
 
         self._loop.help(session.uid, remove, finish)
+
+    def usage(self, request: dict[str, Any], reply: Reply) -> None:
+        """Memory, CPU time and processes of a session."""
+        session = self._sessions.find(request)
+        self._loop.help(session.uid, lambda: usage(session.uid, session.pid), reply)
+
+    def memory(self, _request: dict[str, Any], reply: Reply) -> None:
+        """How much memory the container uses."""
+        reply({"result": container_memory()})
 
     def list(self, _request: dict[str, Any], reply: Reply) -> None:
         """The sessions with their UIDs and kernels."""

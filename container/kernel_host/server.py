@@ -24,6 +24,7 @@ from .kernels import KernelRequests
 from .loop import Loop, Reply
 from .preload import preload, rehearse
 from .sessions import Sessions
+from .supervisor import Supervisor
 from .transfers import FileRequests
 
 
@@ -36,6 +37,7 @@ class Server:
         self._sessions = Sessions(config)
         self._connections = Connections(self._loop, _hello(config, preloaded), self._handle)
         self._kernels = KernelRequests(config, self._sessions, self._loop, self._connections.broadcast)
+        self._supervisor = Supervisor(config, self._sessions, self._loop, self._kernels.stop)
         transfers = FileRequests(config, self._sessions, self._loop)
         self._operations: dict[str, Callable[[dict[str, Any], Reply], None]] = {
             "spawn": self._kernels.spawn,
@@ -43,11 +45,14 @@ class Server:
             "kill": self._kernels.kill,
             "clear": self._kernels.clear,
             "list": self._kernels.list,
+            "usage": self._kernels.usage,
+            "memory": self._kernels.memory,
             "stage": transfers.stage,
             "unstage": transfers.unstage,
             "receive": transfers.receive,
             "send": transfers.send,
             "describe": transfers.describe,
+            "list_files": transfers.list_files,
             "edit": transfers.edit,
             "packages": transfers.packages,
             "shutdown": self._shutdown,
@@ -58,7 +63,7 @@ class Server:
         self._make_folders()
         self._connections.listen(self._make_listener())
         try:
-            self._loop.run(self._end_of_lease, self._leave_when_nobody_holds_us)
+            self._loop.run(self._next_deadline, self._on_deadline)
         finally:
             self._kernels.end_all()
             with self._sessions.as_host(), suppress(OSError):
@@ -88,7 +93,12 @@ class Server:
         since = self._connections.unheld_since
         return None if since is None else since + self._config.lease_seconds
 
-    def _leave_when_nobody_holds_us(self) -> None:
+    def _next_deadline(self) -> float | None:
+        deadlines = [self._end_of_lease(), self._supervisor.next_tick()]
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def _on_deadline(self) -> None:
+        self._supervisor.tick()
         end = self._end_of_lease()
         if end is not None and end <= time.monotonic():
             self._loop.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import cleaning, identity
@@ -22,6 +22,8 @@ class Session:
         uid: None without isolation.
         pid: of its kernel, or None.
         started: when that was forked (monotonic seconds).
+        exceeded: the limit for which its processes were stopped; told with the kernel's death.
+        stopped_at: how much it had when it was stopped for a limit: files stay, and must not stop it again.
     """
 
     session_id: str
@@ -32,6 +34,8 @@ class Session:
     run_dir: str
     pid: int | None = None
     started: float = 0.0
+    exceeded: dict[str, Any] | None = None
+    stopped_at: dict[str, int] = field(default_factory=dict)
 
 
 class Sessions:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from . import cleaning, edits, files, identity, preload
+from . import cleaning, edits, files, identity, listing, preload
 from .beneath import Refused
 from .config import Config
 from .loop import Loop, Reply
@@ -84,6 +84,10 @@ class FileRequests:
     def describe(self, request: dict[str, Any], reply: Reply) -> None:
         """Kind and size of a path."""
         self._at_root(request, reply, lambda root: files.describe(root, str(request["path"])))
+
+    def list_files(self, request: dict[str, Any], reply: Reply) -> None:
+        """The files beneath a folder."""
+        self._at_root(request, reply, lambda root: listing.list_files(root, str(request["path"])))
 
     def edit(self, request: dict[str, Any], reply: Reply) -> None:
         """The request's text lies in a file of the run folder, so that it never enters this process."""

@@ -21,6 +21,7 @@ class HostSettings:
     session_max: int
     memory: int
     session_memory: int
+    workspace_size: int
     cpus: float
     state_dir: Path
     ca_file: Path | None
@@ -38,6 +39,7 @@ class HostDescription:
         preloaded: modules that every kernel has imported already.
         image: reference of the image, or "" without one.
         limits: one line, or "".
+        hints: sentences about the limits of a session, by what an error says when one is hit (its name, or `[Errno n]`).
         memory: limit of all sessions together as it is written in settings, or "".
         network: one line.
     """
@@ -50,6 +52,7 @@ class HostDescription:
     limits: str
     memory: str
     network: str
+    hints: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,15 @@ class Launched:
 
 
 @dataclass(frozen=True)
+class Exceeded:
+    """A limit that a session has passed: `memory` of the container or `workspace` on disk; sizes in bytes."""
+
+    what: str
+    used: int
+    limit: int
+
+
+@dataclass(frozen=True)
 class Death:
     """A kernel process has ended.
 
@@ -75,6 +87,7 @@ class Death:
         exit_code: its exit code, or None if a signal ended it.
         signal: the signal's number, or None.
         out_of_memory: the container's memory limit killed something since the last death.
+        exceeded: the limit for which the kernel host ended it.
     """
 
     session_id: str
@@ -82,6 +95,7 @@ class Death:
     exit_code: int | None
     signal: int | None
     out_of_memory: bool
+    exceeded: Exceeded | None = None
 
 
 @dataclass(frozen=True)
@@ -99,13 +113,34 @@ class Staged:
     skipped_count: int
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a session uses: bytes of memory (shared pages in parts), seconds of CPU time so far, processes."""
+
+    memory: int
+    cpu_seconds: float
+    processes: int
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file of a workspace: its path in it, its size in bytes, when it was modified (seconds since 1970)."""
+
+    path: str
+    size: int
+    modified: float
+
+
 class KernelHost(Protocol):
     """A place for kernels. It is an async context manager's value: entering starts it, leaving ends everything in it."""
 
     description: HostDescription
 
-    async def spawn(self, session_id: str) -> Launched:
+    async def spawn(self, session_id: str, *, warm: bool = False) -> Launched:
         """Starts the session's kernel, and makes workspace and UID of a new session.
+
+        Args:
+            warm: it takes longer to be ready, and its first cell less.
 
         Raises:
             HostLost: the host is gone.
@@ -121,11 +156,28 @@ class KernelHost(Protocol):
     async def clear(self, session_id: str) -> None:
         """Ends every process of the session and removes all it owns."""
 
+    async def usage(self, session_id: str) -> Usage:
+        """What the session uses now.
+
+        Raises:
+            KernelError: it cannot be told.
+        """
+
+    async def memory(self) -> tuple[int, int]:
+        """Bytes of memory that all sessions use together, and how many there may be; 0 is no limit."""
+
     def deaths(self) -> AsyncIterator[Death]:
         """Deaths of kernels as they happen; ends when the host is gone. For one reader."""
 
     async def describe(self, session_id: str, path: str) -> tuple[str, int]:
         """Kind (`file` or `folder`) and size in bytes of a path in the workspace ("" session: the shared folder).
+
+        Raises:
+            FileError: it is missing or refused.
+        """
+
+    async def list_files(self, session_id: str, path: str) -> tuple[list[FoundFile], int]:
+        """The files beneath a folder of the workspace, and how many more there are.
 
         Raises:
             FileError: it is missing or refused.

@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 
 from kernel_server.errors import FileError, KernelError
-from kernel_server.hosts.base import Death, HostDescription, Launched, Staged
+from kernel_server.hosts.base import Death, Exceeded, FoundFile, HostDescription, Launched, Staged, Usage
 from kernel_server.hosts.control import Control, ControlFailed, ControlRefused
 
 logger = logging.getLogger(__name__)
@@ -47,9 +47,9 @@ class ControlledHost:
         self._oom_kills = 0
         self._oom_until = 0.0
 
-    async def spawn(self, session_id: str) -> Launched:
+    async def spawn(self, session_id: str, *, warm: bool = False) -> Launched:
         try:
-            result = await self._control.request("spawn", session_id=session_id)
+            result = await self._control.request("spawn", session_id=session_id, warm=warm)
         except (ControlRefused, ControlFailed) as error:
             raise KernelError(f"The kernel did not start: {error}") from error
         connection = {
@@ -74,6 +74,14 @@ class ControlledHost:
     async def clear(self, session_id: str) -> None:
         await self._kernel_request("clear", session_id=session_id)
 
+    async def usage(self, session_id: str) -> Usage:
+        result = await self._kernel_request("usage", session_id=session_id)
+        return Usage(int(result["memory"]), float(result["cpu_seconds"]), int(result["processes"]))
+
+    async def memory(self) -> tuple[int, int]:
+        result = await self._kernel_request("memory")
+        return int(result["used"]), int(result["limit"])
+
     async def _kernel_request(self, op: str, **arguments: Any) -> dict[str, Any]:
         try:
             return await self._control.request(op, **arguments)
@@ -89,12 +97,22 @@ class ControlledHost:
                 self._oom_kills, self._oom_until = oom_kills, anyio.current_time() + OOM_SECONDS
             out_of_memory = event.get("signal") == signal.SIGKILL and anyio.current_time() < self._oom_until
             yield Death(
-                str(event["session_id"]), int(event["pid"]), event.get("exit_code"), event.get("signal"), out_of_memory
+                str(event["session_id"]),
+                int(event["pid"]),
+                event.get("exit_code"),
+                event.get("signal"),
+                out_of_memory,
+                Exceeded(**event["exceeded"]) if event.get("exceeded") else None,
             )
 
     async def describe(self, session_id: str, path: str) -> tuple[str, int]:
         result = await self._file_request("describe", session_id=session_id, path=path)
         return str(result["kind"]), int(result["size"])
+
+    async def list_files(self, session_id: str, path: str) -> tuple[list[FoundFile], int]:
+        result = await self._file_request("list_files", session_id=session_id, path=path)
+        found = [FoundFile(str(f["path"]), int(f["size"]), float(f["modified"])) for f in result["files"]]
+        return found, int(result["more"])
 
     async def edit(self, session_id: str, path: str, content: str, old: str) -> bool:
         import json

@@ -166,6 +166,8 @@ def _spec(settings: HostSettings, image: str, run_dir: Path, host_uid: int, name
     limits = {"nproc": PROCESSES_PER_SESSION, "nofile": OPEN_FILES_PER_SESSION}
     if settings.session_memory:
         limits["data"] = settings.session_memory
+    if settings.workspace_size:
+        limits["fsize"] = settings.workspace_size
     config = {
         "run_dir": RUN_DIR,
         "workspace_dir": WORKSPACE_DIR,
@@ -174,8 +176,11 @@ def _spec(settings: HostSettings, image: str, run_dir: Path, host_uid: int, name
         "first_uid": first_uid,
         "uid_count": UIDS_PER_SERVER,
         "preload": settings.preload,
+        "workspace_bytes": settings.workspace_size,
         "lease_seconds": LEASE_SECONDS,
         "limits": limits,
+        # There is no network: pip fails at once instead of after five tries.
+        "environment": {"PIP_RETRIES": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
     }
     return ContainerSpec(
         name=name,
@@ -230,6 +235,8 @@ def _describe(hello: dict[str, Any], settings: HostSettings, image: str) -> Host
     limits = [f"{human_binary(settings.memory)} memory in all" if settings.memory else ""]
     if settings.session_memory:
         limits.append(f"{human_binary(settings.session_memory)} for one process")
+    if settings.workspace_size:
+        limits.append(f"{human_binary(settings.workspace_size)} of files")
     if settings.cpus:
         limits.append(f"{settings.cpus:g} CPUs")
     return HostDescription(
@@ -241,7 +248,25 @@ def _describe(hello: dict[str, Any], settings: HostSettings, image: str) -> Host
         limits=", ".join(filter(None, limits)),
         memory=human_binary(settings.memory) if settings.memory else "",
         network="none",
+        hints=_hints(settings),
     )
+
+
+def _hints(settings: HostSettings) -> dict[str, str]:
+    processes = f"A session may have {PROCESSES_PER_SESSION} processes and threads at a time."
+    hints = {
+        "[Errno 11]": processes,
+        "can't start new thread": processes,
+        "[Errno 24]": f"A process may have {OPEN_FILES_PER_SESSION} files open at a time.",
+        "[Errno 28]": f"/tmp and /dev/shm hold {human_binary(TMP_BYTES)} each, for all sessions.",  # noqa: S108
+    }
+    if settings.session_memory:
+        limit = human_binary(settings.session_memory)
+        hints["MemoryError"] = f"A process may use {limit} of memory (PY_EXEC_SESSION_MEMORY)."
+    if settings.workspace_size:
+        limit = human_binary(settings.workspace_size)
+        hints["[Errno 27]"] = f"The files of a session may take {limit} (PY_EXEC_WORKSPACE_SIZE)."
+    return hints
 
 
 def human_binary(size: int) -> str:

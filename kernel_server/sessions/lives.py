@@ -12,6 +12,7 @@ import zmq.asyncio
 from kernel_server.errors import EngineError, KernelError
 from kernel_server.hosts.base import Death, KernelHost
 from kernel_server.kernels.connection import KernelConnection, connect_kernel
+from kernel_server.kernels.outputs import Outputs
 from kernel_server.sessions.results import explain_death, explain_loss
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class Life:
         generation: its number in the session, from 1.
         spawned: set when its process has become the session, or failed to.
         ready: set when it can be used, or failed to start.
+        dead: set when the kernel host has said that its process is gone; what it has sent may still come in.
         ended: set when it is gone.
         succeeded: set when the next one has taken its place, or there will be none.
         failure: why it did not start.
@@ -36,6 +38,7 @@ class Life:
     generation: int
     spawned: anyio.Event = field(default_factory=anyio.Event)
     ready: anyio.Event = field(default_factory=anyio.Event)
+    dead: anyio.Event = field(default_factory=anyio.Event)
     ended: anyio.Event = field(default_factory=anyio.Event)
     succeeded: anyio.Event = field(default_factory=anyio.Event)
     pid: int = 0
@@ -65,18 +68,26 @@ class Lives:
     Attributes:
         workspace: the session's folder as its kernels see it; "" before the first of them.
         loss: what the next result has to tell.
+        late: what was put out after the end of the cell that did it.
     """
 
-    def __init__(self, session_id: str, host: KernelHost, context: zmq.asyncio.Context) -> None:
+    def __init__(self, session_id: str, host: KernelHost, context: zmq.asyncio.Context, *, warm: bool = False) -> None:
         self.workspace = ""
         self.loss: Loss | None = None
+        self.late = Outputs()
         self._session_id = session_id
+        self._warm = warm
         self._host = host
         self._context = context
         self._life = Life(1)
         self._last_death: Death | None = None
         self._wanted = anyio.Event()
         self._end = anyio.Event()
+
+    @property
+    def present(self) -> Life:
+        """The present kernel, whatever its state."""
+        return self._life
 
     @property
     def generation(self) -> int:
@@ -96,15 +107,18 @@ class Lives:
         try:
             if life.generation > 1:  # what the last kernel started must not live on beside a fresh one
                 await self._host.kill(self._session_id)
-            launched = await self._host.spawn(self._session_id)
+            launched = await self._host.spawn(self._session_id, warm=self._warm and life.generation == 1)
             life.pid, self.workspace = launched.pid, launched.workspace
             life.spawned.set()
-            async with connect_kernel(self._context, launched.connection) as kernel:
+            async with connect_kernel(self._context, launched.connection, self.late) as kernel:
                 life.kernel = kernel
                 if self._last_death is not None and self._last_death.pid == life.pid:
-                    life.end(self._last_death)
+                    life.dead.set()
                 life.ready.set()
-                await _first(life.ended, self._end)
+                await first(life.dead, self._end)
+                if not self._end.is_set():
+                    await kernel.drain()
+                    life.end(self._last_death)
         except (KernelError, EngineError) as error:
             logger.warning("session %s: no kernel: %s", self._session_id, error)
             life.failure = error
@@ -112,7 +126,7 @@ class Lives:
             life.spawned.set()
             life.ready.set()
             await self.kill()
-            await _first(self._wanted, self._end)  # do not spin: the next call tries again
+            await first(self._wanted, self._end)  # do not spin: the next call tries again
         life.ended.set()
         if not self._end.is_set():
             self._wanted = anyio.Event()
@@ -147,18 +161,18 @@ class Lives:
                 return life
             if life.failure is not None:
                 raise life.failure
-            if not life.ended.is_set():
+            if not life.dead.is_set() and not life.ended.is_set():
                 return life
             await life.succeeded.wait()  # it has died just now
 
     def on_death(self, death: Death) -> None:
         """The kernel host reports that a kernel of this session has ended."""
         self._last_death = death
-        if death.pid == self._life.pid and not self._life.ended.is_set():
+        if death.pid == self._life.pid and not self._life.dead.is_set():
             cause = explain_death(death, False, self._host.description.memory)
             text = f"Since the last call: {cause} {explain_loss(self._life.generation + 1)}"
             self.loss = Loss(self._life.generation, text)
-            self._life.end(death)
+            self._life.dead.set()
 
     async def kill(self) -> None:
         """Ends every process of the session; what is killed is told by `on_death`."""
@@ -173,7 +187,7 @@ class Lives:
         self._life.ready.set()
 
 
-async def _first(*events: anyio.Event) -> None:
+async def first(*events: anyio.Event) -> None:
     """Waits until one of the events is set."""
     async with anyio.create_task_group() as tasks:
 

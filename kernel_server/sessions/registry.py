@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -24,6 +25,7 @@ from kernel_server.errors import (
 )
 from kernel_server.hosts.base import KernelHost, Report
 from kernel_server.kernels.connection import zmq_context
+from kernel_server.sessions.pool import Pool
 from kernel_server.sessions.session import Session
 from kernel_server.tasks import running
 from kernel_server.transcripts.journal import JournalFolder
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ENDED = 10_000  # ids of ended sessions that get a precise error
 EXPIRY_CHECK_SECONDS = 5.0
+SPARE_MEMORY = 0.75  # of the container's limit: spare sessions go when more than that is used
 WAIT_REPORT_SECONDS = 2.0
 
 MakeHost = Callable[[Report], AbstractAsyncContextManager[KernelHost]]
@@ -41,10 +44,11 @@ OnWait = Callable[[str], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Limits:
-    """TTL in seconds, and how many sessions there may be."""
+    """TTL in seconds, how many sessions there may be, and how many spare ones stand ready."""
 
     ttl: float
     maximum: int
+    spare: int = 0
 
 
 @dataclass
@@ -79,6 +83,7 @@ class Registry:
         self._sessions: dict[str, Session] = {}
         self._ended: OrderedDict[str, SessionError] = OrderedDict()
         self._opening = 0
+        self._pool = Pool(limits.spare, self._start_spare, self._end_spare, self._has_memory)
 
     # -- the kernel host -------------------------------------------------------------------------------------------
 
@@ -123,7 +128,7 @@ class Registry:
                     await self._end_all("the end of its container, which was killed or crashed", clear=False)
                     life.stop.set()
 
-                async with running(watch):
+                async with running(watch, self._pool.keep_filled):
                     await life.stop.wait()
         except KernelServerError as error:
             logger.warning("the kernel host failed: %s", error)
@@ -141,6 +146,8 @@ class Registry:
         async for death in host.deaths():
             if session := self._sessions.get(death.session_id):
                 session.on_death(death)
+            elif spare := self._pool.find(death.session_id):
+                self._tasks.start_soon(self._pool.drop, spare)
         if self._sessions:
             logger.error("the container has ended")
 
@@ -161,7 +168,7 @@ class Registry:
 
     async def _end_all(self, how: str, *, clear: bool) -> None:
         async with anyio.create_task_group() as tasks:
-            for session in list(self._sessions.values()):
+            for session in [*self._sessions.values(), *self._pool.drain()]:
                 ending = SessionClosed(session.session_id, how)
                 tasks.start_soon(self._end, session, ending, clear)
 
@@ -180,20 +187,47 @@ class Registry:
         self._opening += 1
         try:
             host = await self.host(on_wait)
-            session_id = secrets.token_hex(16)  # 128 bits: the id is all that a client needs to use the session
-            session = Session(session_id, host, self._context, self.journals.journal(session_id))
-            self._sessions[session_id] = session
-            self._tasks.start_soon(self._run_session, session)
+            session = self._pool.take() or self._make(host)
+            self._sessions[session.session_id] = session
         finally:
             self._opening -= 1
-        try:
-            async with session.in_use():
-                await session.wait_spawned()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._end(session, SessionClosed(session_id, "a failed start"), clear=True)
-            raise
+        async with self._ended_if_it_fails(session), session.in_use():
+            await session.wait_spawned()
+        session.begun = time.monotonic()
         return session
+
+    def _make(self, host: KernelHost, *, warm: bool = False) -> Session:
+        session_id = secrets.token_hex(16)  # 128 bits: the id is all that a client needs to use the session
+        session = Session(session_id, host, self._context, self.journals.journal(session_id), warm=warm)
+        self._tasks.start_soon(self._run_session, session)
+        return session
+
+    def _present_host(self) -> KernelHost:
+        """The host that there is; for spare sessions none is started."""
+        if self._life is None or self._life.host is None:
+            raise HostLost("The container is about to end.")
+        return self._life.host
+
+    async def _start_spare(self) -> Session:
+        session = self._make(self._present_host(), warm=True)
+        async with self._ended_if_it_fails(session):
+            await session.wait_ready()
+        return session
+
+    @asynccontextmanager
+    async def _ended_if_it_fails(self, session: Session) -> AsyncIterator[None]:
+        try:
+            yield
+        except BaseException:
+            await self._end(session, SessionClosed(session.session_id, "a failed start"), clear=True)
+            raise
+
+    async def _end_spare(self, session: Session) -> None:
+        await self._end(session, SessionClosed(session.session_id, "a lack of memory"), clear=True)
+
+    async def _has_memory(self) -> bool:
+        used, limit = await self._present_host().memory()
+        return not limit or used < limit * SPARE_MEMORY
 
     async def _run_session(self, session: Session) -> None:
         try:
@@ -212,9 +246,16 @@ class Registry:
             return session
         raise self._ended.get(session_id) or SessionUnknown(session_id)
 
-    async def end_one_shot(self, session: Session) -> None:
-        """Ends a session that was made for one call."""
-        await self._end(session, SessionClosed(session.session_id, "the end of its one-shot call"), clear=True)
+    @property
+    def sessions(self) -> list[Session]:
+        """Those that there are now, in the order of their beginning."""
+        return list(self._sessions.values())
+
+    def end_one_shot(self, session: Session) -> None:
+        """Ends a session that was made for one call, whose result need not wait for it."""
+        ending = SessionClosed(session.session_id, "the end of its one-shot call")
+        self._forget(session, ending)
+        self._tasks.start_soon(self._end, session, ending, True)
 
     async def close(self, session_id: str) -> None:
         """Ends a session and removes its workspace.
@@ -227,6 +268,9 @@ class Registry:
     async def _end(self, session: Session, ending: SessionError, clear: bool) -> None:
         with anyio.CancelScope(shield=True):
             await session.close(ending, clear=clear)
+        self._forget(session, ending)
+
+    def _forget(self, session: Session, ending: SessionError) -> None:
         if self._sessions.pop(session.session_id, None):
             self._ended[session.session_id] = ending
             while len(self._ended) > MAX_ENDED:

@@ -1,0 +1,145 @@
+"""Tools that list sessions and files: structured output that says the same as the text."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from datetime import datetime, timezone
+from typing import Annotated
+
+import anyio
+from mcp.server.mcpserver import Context
+from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import BaseModel, Field
+
+from kernel_server.errors import KernelServerError
+from kernel_server.files.paths import container_path
+from kernel_server.hosts.base import FoundFile, KernelHost, Usage
+from kernel_server.sessions.session import Session
+from kernel_server.text import clean, human_size, one_line
+from kernel_server.tools.boundary import KernelMCPServer
+from kernel_server.tools.services import find_host, services
+
+LATEST = 253_402_300_799  # the end of the year 9999: a session sets its files' times as it likes
+
+
+class SessionInfo(BaseModel):
+    """One session."""
+
+    session_id: str
+    age: float = Field(description="seconds since init")
+    idle: float = Field(description="seconds since its last use; 0 while it is in use")
+    memory: int | None = Field(description="bytes that its processes use; shared ones in parts")
+    cpu: float | None = Field(description="seconds of CPU time so far")
+    processes: int | None
+    running: str = Field(description="the code that is running; empty: none")
+    running_seconds: float = Field(description="for how long")
+    waiting: int = Field(description="cells that wait for their turn")
+
+
+class SessionList(BaseModel):
+    """What list_sessions found."""
+
+    sessions: list[SessionInfo]
+
+
+class FileInfo(BaseModel):
+    """One file, or a folder that is empty (its path ends with a slash)."""
+
+    path: str
+    size: int = Field(description="bytes")
+    modified: float = Field(description="seconds since 1970, UTC")
+
+
+class FileList(BaseModel):
+    """What list_files found."""
+
+    files: list[FileInfo]
+    more: int = Field(description="files that are not listed, because there are too many")
+
+
+async def list_sessions(ctx: Context) -> Annotated[CallToolResult, SessionList]:
+    """List the sessions that there are: age, how long unused, memory, CPU time, and what each is running."""
+    registry = services(ctx).registry
+    sessions = registry.sessions
+    host = await registry.host() if sessions else None
+    infos: list[SessionInfo | None] = [None] * len(sessions)
+    async with anyio.create_task_group() as tasks:
+
+        async def look(place: int, session: Session) -> None:
+            assert host is not None
+            infos[place] = await _look(host, session)
+
+        for place, session in enumerate(sessions):
+            tasks.start_soon(look, place, session)
+    listed = SessionList(sessions=[info for info in infos if info])
+    text = "\n".join(map(_session_line, listed.sessions)) or "There are no sessions."
+    return _result(text, listed)
+
+
+async def _look(host: KernelHost, session: Session) -> SessionInfo:
+    usage: Usage | None = None
+    with suppress(KernelServerError):  # it is ending, or just beginning
+        usage = await host.usage(session.session_id)
+    job = session.running_job
+    return SessionInfo(
+        session_id=session.session_id,
+        age=round(time.monotonic() - session.begun, 1),
+        idle=round(session.idle_seconds, 1),
+        memory=usage.memory if usage else None,
+        cpu=round(usage.cpu_seconds, 2) if usage else None,
+        processes=usage.processes if usage else None,
+        running=one_line(job.cell.source or job.cell.code, 80) if job else "",
+        running_seconds=round(job.seconds, 1) if job else 0.0,
+        waiting=session.waiting_jobs,
+    )
+
+
+def _session_line(info: SessionInfo) -> str:
+    parts = [info.session_id, f"age {info.age:.0f} s", f"unused for {info.idle:.0f} s" if info.idle else "in use"]
+    if info.memory is not None:
+        parts += [f"memory {human_size(info.memory)}", f"CPU {info.cpu:.1f} s"]
+    if info.running:
+        parts.append(f"running for {info.running_seconds:.0f} s: {info.running}")
+    if info.waiting:
+        parts.append(f"{info.waiting} waiting")
+    return ", ".join(parts)
+
+
+async def list_files(
+    ctx: Context,
+    session_id: Annotated[
+        str, Field(description="The id that init returned. Empty: only /workspace/shared can be listed.")
+    ] = "",
+    path: Annotated[str, Field(description="A folder, relative to the workspace. Empty: the whole workspace.")] = "",
+) -> Annotated[CallToolResult, FileList]:
+    """List the files of the workspace with size and time of change, also in folders. Hidden files are left out."""
+    host, session = await find_host(ctx, session_id)
+    wanted = container_path(path or ".", "path", session.workspace if session else "")
+    owner = session.session_id if session and not wanted.shared else ""
+    if session:
+        async with session.in_use():
+            found, more = await host.list_files(owner, wanted.relative)
+    else:
+        found, more = await host.list_files(owner, wanted.relative)
+    listed = FileList(files=[FileInfo(path=clean(f.path), size=f.size, modified=f.modified) for f in found], more=more)
+    lines = [_file_line(file) for file in found]
+    if more:
+        lines.append(f"[and {more} more; list a folder in it]")
+    return _result("\n".join(lines) or "(no files)", listed)
+
+
+def _file_line(file: FoundFile) -> str:
+    changed = datetime.fromtimestamp(min(max(file.modified, 0), LATEST), timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    return f"{changed}  {human_size(file.size):>9}  {one_line(file.path, 300)}"
+
+
+def _result(text: str, listed: BaseModel) -> CallToolResult:
+    return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=listed.model_dump())
+
+
+def register(server: KernelMCPServer) -> None:
+    """Adds the tools of this module."""
+    annotations = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+    server.tool(title="List sessions", annotations=annotations)(list_sessions)
+    server.tool(title="List files", annotations=annotations)(list_files)
