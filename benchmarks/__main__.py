@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from benchmarks import spine
+from benchmarks import density, results, spine
 from benchmarks.measure import Comparison, print_table
 
-PARTS = (spine.warm_cell, spine.first_dataframe, spine.memory, spine.files)
+PARTS = (
+    *(spine.warm_cell, spine.first_dataframe, spine.memory, spine.files),
+    *(density.one_shot, density.many_inits, density.many_loops, density.private_memory),
+    *(results.look, results.large_outputs, results.flood, results.tokens),
+)
 
 
 async def main(wanted: list[str]) -> None:

@@ -32,12 +32,16 @@ class Comparison:
     ratio: float
 
 
-def compare(what: str, ours: float, theirs: float, unit: str, *, at_most: float = 0, faster: float = 0) -> Comparison:
-    """Ours against theirs; give either `at_most` (ours / theirs) or `faster` (theirs / ours)."""
+def compare(
+    what: str, ours: float, theirs: float, unit: str, *, at_most: float = 0, at_least: float = 0, faster: float = 0
+) -> Comparison:
+    """Ours against theirs; give one of `at_most` or `at_least` (ours / theirs) and `faster` (theirs / ours)."""
     if faster:
         ratio = theirs / ours
         return Comparison(what, ours, theirs, unit, f"at least {faster:g}x faster", ratio >= faster, ratio)
     ratio = ours / theirs
+    if at_least:
+        return Comparison(what, ours, theirs, unit, f"at least {at_least:g}x", ratio >= at_least, ratio)
     return Comparison(what, ours, theirs, unit, f"at most {at_most:g}x", ratio <= at_most, ratio)
 
 

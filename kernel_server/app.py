@@ -15,7 +15,7 @@ from mcp.server import MCPServer
 from kernel_server import __version__
 from kernel_server.config import Settings
 from kernel_server.hosts.base import HostSettings, KernelHost, Report
-from kernel_server.tools import code, files, outputs, sessions
+from kernel_server.tools import code, files, listing, outputs, resources, sessions, variables
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import Services
 
@@ -42,8 +42,10 @@ def create_server(settings: Settings) -> KernelMCPServer:
         "kernel-server", title="Kernel Server", version=__version__, instructions=INSTRUCTIONS, lifespan=lifespan
     )
     _configure_logging(settings.log_level)
-    for register in (sessions.register, code.register, outputs.register, files.register, sessions.register_endings):
-        register(server)
+    for module in (sessions, code, variables, outputs, files, listing):
+        module.register(server)
+    sessions.register_endings(server)
+    resources.register(server)
     return server
 
 
@@ -57,7 +59,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     def make_host(report: Report) -> AbstractAsyncContextManager[KernelHost]:
         return _make_host(settings, report)
 
-    limits = Limits(settings.session_ttl, settings.session_max)
+    limits = Limits(settings.session_ttl, settings.session_max, settings.pool)
     async with open_registry(make_host, limits, JournalFolder(settings.state_dir / "journals")) as registry:
         yield Services(
             registry=registry,
@@ -74,9 +76,10 @@ def host_settings(settings: Settings) -> HostSettings:
     return HostSettings(
         image=settings.image,
         preload=settings.preload_modules,
-        session_max=settings.session_max,
+        session_max=settings.session_max + settings.pool,
         memory=settings.memory,
         session_memory=settings.session_memory,
+        workspace_size=settings.workspace_size,
         cpus=settings.cpus,
         state_dir=settings.state_dir,
         ca_file=settings.ca_file,

@@ -14,6 +14,7 @@ from mcp import Client
 from kernel_server.app import create_server
 from kernel_server.cli import main
 from kernel_server.config import describe_settings, load_settings
+from kernel_server.tools.meta import ResultMeta
 from tests.clients.wire import ROOT, SCRIPTS, server_environment
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,6 +76,21 @@ async def test_tools_table_is_that_of_the_server() -> None:
     assert {name: set(arguments) for name, arguments in listed.items()} == {
         tool.name: set(tool.input_schema.get("properties", {})) for tool in tools
     }
+
+
+def test_result_table_is_that_of_the_code() -> None:
+    """`_meta` is documented with every key."""
+    expected = [[f"`{name}`", key.description] for name, key in ResultMeta.model_fields.items()]
+    assert _rows(_section("Results")) == expected
+
+
+@pytest.mark.anyio
+async def test_resources_table_is_that_of_the_server() -> None:
+    """Every template."""
+    async with Client(create_server(load_settings())) as client:
+        templates = (await client.list_resource_templates()).resource_templates
+    listed = [uri.strip("`") for uri, _ in _rows(_section("Resources"))]
+    assert listed == [template.uri_template for template in templates]
 
 
 @pytest.mark.anyio

@@ -54,13 +54,17 @@ async def test_every_tool_through_a_stdio_client(tmp_path: Path) -> None:
 
         code = "import os\nimport pandas as pd\nos.mkdir('plots')\ndf = pd.read_csv('data/größe 1.csv')\ndf"
         frame = await call("run_code", code=code, session_id=session_id)
-        assert frame.text.split() == ["x", "y", "0", "1", "2", "1", "3", "4"]
+        assert frame.output.split() == ["x", "y", "0", "1", "2", "1", "3", "4", "[2", "rows", "x", "2", "columns]"]
 
+        assert "df DataFrame (2, 2)" in (await call("list_variables", session_id=session_id)).text
+        assert "data/größe 1.csv" in (await call("list_files", session_id=session_id)).text
+        assert session_id in (await call("list_sessions")).text
         assert (await call("read_output", session_id=session_id, pattern="3  4")).text == "3: 1  3  4"
 
         plot = await call("run_code", code=PLOT, session_id=session_id)
         assert plot.status == "ok"
-        assert plot.kinds == ["text", "image"]
+        assert plot.kinds == ["text", "image", "text"]
+        assert "new plots/plot.png" in plot.text
         assert base64.b64decode(plot.images[0].data).startswith(b"\x89PNG")
 
         script = "import sys\nresult = [int(a) ** 2 for a in sys.argv[1:]]\nprint(__name__, result)\n"
@@ -68,7 +72,7 @@ async def test_every_tool_through_a_stdio_client(tmp_path: Path) -> None:
         assert not written.is_error, written.text
         await call("edit_file", container_path="src/square.py", content="** 3", old="** 2", session_id=session_id)
         ran = await call("run_file", path="src/square.py", args=["2", "3"], session_id=session_id)
-        assert ran.text == "__main__ [8, 27]"
+        assert ran.output == "__main__ [8, 27]"
         kept = await call("run_code", code="result", session_id=session_id)
         assert kept.text == "[8, 27]"
 

@@ -56,7 +56,7 @@ async def test_failing_script_shows_its_traceback_and_the_session_lives(session:
     reply = await session.call("run_file", path="x.py")
     assert reply.status == "error"
     assert "x.py" in reply.text
-    assert reply.text.endswith("ValueError: in the script")
+    assert reply.output.endswith("ValueError: in the script")
     assert await session.value("kept") == "1"
 
 
@@ -222,7 +222,7 @@ async def test_special_files_in_a_folder_are_left_out_and_named(session: Handle)
     (folder / "link").symlink_to("/etc/passwd")
     os.mkfifo(folder / "fifo")
     into = await session.call("cp_in", local_path="d")
-    assert "1 file, 1 bytes" in into.text
+    assert "1 file, 1 byte" in into.text
     assert "d/fifo (a fifo), d/link (a symbolic link)" in into.text
     code = (
         "import os, socket\nos.symlink('/etc/passwd', 'd/link'); os.mkfifo('d/fifo')\n"

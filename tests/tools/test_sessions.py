@@ -43,7 +43,7 @@ async def test_init_says_what_there_is(kit: Kit) -> None:
     assert reply.raw.structured_content is None
     if kit.engine == "docker":
         assert said["network"] == "none"
-        assert said["limits"] == "4g memory in all, 2g for one process"
+        assert said["limits"] == "4g memory in all, 2g for one process, 8g of files"
     else:
         assert "NONE" in said["isolation"], "DESIGN: local says in every init that there is no isolation"
     await kit.call("close_session", session_id=found[1])
