@@ -106,7 +106,6 @@ def mark(value: Any, effort: Effort) -> Mark:
 
 
 Content = tuple[object, bool]  # and whether it is exact
-NOTHING: Content = None, False
 
 
 def _content(value: Any, effort: Effort) -> Content:
