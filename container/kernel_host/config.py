@@ -20,6 +20,7 @@ class Config:
         host_uid: UID of the server's user, as this process sees it; owns what lies in `run_dir`.
         first_uid, uid_count: the range of session UIDs that belongs to this kernel host alone.
         preload: modules to import before the first fork; missing ones are passed over.
+        processors: how many the sessions may use together; 0 is all.
         workspace_bytes: how much the files of a session may take; 0 is no limit.
         lease_seconds: how long to go on when no server holds the control socket.
         limits: resource limits of a session by name (`nproc`, `nofile`, `fsize`, `data`), in the units of setrlimit(2).
@@ -33,6 +34,7 @@ class Config:
     first_uid: int = 20_000
     uid_count: int = 1_000
     preload: list[str] = field(default_factory=list)
+    processors: float = 0.0
     workspace_bytes: int = 0
     lease_seconds: float = 10.0
     limits: dict[str, int] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .config import Config
+from .fairness import Fairness
 from .loop import Loop
 from .sessions import Session, Sessions
 from .usage import container_memory, full_usage, resident_by_uid
@@ -36,6 +37,7 @@ class Supervisor:
         self._sessions = sessions
         self._loop = loop
         self._end = end
+        self._fairness = Fairness(loop, config.processors)
         self._used = 0
         self._next_tick = 0.0
         self._next_disk = 0.0
@@ -53,6 +55,7 @@ class Supervisor:
         if self.next_tick() is None or now < self._next_tick:
             return
         self._next_tick = now + TICK_SECONDS
+        self._fairness.look(self._running())
         if self._looking:
             return
         self._look_at_memory()

@@ -121,6 +121,16 @@ def resident_by_uid() -> dict[int, int]:
     return total
 
 
+def processor_ticks() -> dict[int, tuple[int, int]]:
+    """User and clock ticks so far of each process: proc(5), stat."""
+    ticks: dict[int, tuple[int, int]] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            fields = _read(f"/proc/{name}/stat").rpartition(")")[2].split()
+            ticks[int(name)] = os.stat(f"/proc/{name}").st_uid, int(fields[11]) + int(fields[12])
+    return ticks
+
+
 def container_memory() -> dict[str, Any]:
     """`used` and `limit` of the container in bytes; the page cache that can go counts as free. `limit` 0 is none.
 
@@ -141,5 +151,5 @@ def container_memory() -> dict[str, Any]:
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="ascii") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         return file.read()

@@ -176,6 +176,7 @@ def _spec(settings: HostSettings, image: str, run_dir: Path, host_uid: int, name
         "first_uid": first_uid,
         "uid_count": UIDS_PER_SERVER,
         "preload": settings.preload,
+        "processors": settings.cpus,
         "workspace_bytes": settings.workspace_size,
         "lease_seconds": LEASE_SECONDS,
         "limits": limits,
