@@ -120,7 +120,7 @@ class Lives:
                     await kernel.drain()
                     life.end(self._last_death)
         except (KernelError, EngineError) as error:
-            logger.warning("session %s: no kernel: %s", self._session_id, error)
+            logger.info("session %s: no kernel: %s", self._session_id, error)  # callers are told
             life.failure = error
             life.end(None)
             life.spawned.set()

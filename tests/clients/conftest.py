@@ -6,12 +6,17 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.clients.wire import ROOT, SCRIPTS
+from tests.clients.calls import FORM, Caller
+from tests.clients.wire import ROOT, SCRIPTS, wire_server
+from tests.driving import in_own_task
 
 FOLDER = ROOT / "build" / "inspector"
 INSPECTOR = "@modelcontextprotocol/inspector@2.12.0"
@@ -20,6 +25,48 @@ NODE = "node@22"
 INSTALL_SECONDS = 600
 # A global npmrc may answer npx's question with no.
 NPM = {"npm_config_yes": "true", "npm_config_audit": "false", "npm_config_fund": "false"}
+
+# Everything that the server can say is in its log: what must not be there is looked for.
+ASKING: dict[str, Any] = {"PY_EXEC_ENGINE": "local", "PY_EXEC_PRELOAD": "none", "PY_EXEC_LOG_LEVEL": "DEBUG"}
+
+
+@pytest.fixture(scope="session")
+async def legacy_client(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Caller]:
+    """A client of 2025-11-25 and its own server process, with local kernels."""
+    folder = tmp_path_factory.mktemp("legacy")
+    async with in_own_task(wire_server([sys.executable, str(ROOT / "server.py")], folder, **ASKING)) as server:
+        await server.initialize(**FORM)
+        yield Caller(server, modern=False)
+
+
+@pytest.fixture(scope="session")
+async def modern_client(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Caller]:
+    """A client of 2026-07-28 and its own server process, with local kernels."""
+    folder = tmp_path_factory.mktemp("modern")
+    async with in_own_task(wire_server([sys.executable, str(ROOT / "server.py")], folder, **ASKING)) as server:
+        yield Caller(server, modern=True)
+
+
+@pytest.fixture
+async def legacy(legacy_client: Caller) -> AsyncIterator[Caller]:
+    """A client of 2025-11-25 with a session."""
+    async with legacy_client.session() as caller:
+        yield caller
+
+
+@pytest.fixture
+async def modern(modern_client: Caller) -> AsyncIterator[Caller]:
+    """A client of 2026-07-28 with a session."""
+    async with modern_client.session() as caller:
+        yield caller
+
+
+@pytest.fixture(params=["legacy", "modern"])
+def caller(request: pytest.FixtureRequest) -> Caller:
+    """A client of the one era, then one of the other, with a session."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, Caller)
+    return found
 
 
 @dataclass(frozen=True)

@@ -37,29 +37,56 @@ class WireServer:
     _lines: BufferedByteReceiveStream
     _last_id: int = 0
     _answers: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _asked: list[dict[str, Any]] = field(default_factory=list)
 
     async def send(self, method: str, params: dict[str, Any] | None = None, *, notification: bool = False) -> int:
         """Sends a request or a notification; returns the request's id."""
-        message: dict[str, Any] = {"jsonrpc": "2.0", "method": method, "params": params or {}}
+        message: dict[str, Any] = {"method": method, "params": params or {}}
         if not notification:
             self._last_id += 1
             message["id"] = self._last_id
-        assert self.process.stdin is not None
-        await self.process.stdin.send(json.dumps(message).encode() + b"\n")
+        await self._write(message)
         return self._last_id
 
+    async def reply(self, asked: dict[str, Any], **outcome: Any) -> None:
+        """Answers a request of the server's own with `result=` or `error=`."""
+        await self._write({"id": asked["id"], **outcome})
+
     async def answer(self, number: int) -> dict[str, Any]:
-        """The answer to request `number`; answers to others are kept, notifications dropped."""
+        """The answer to request `number`; what else comes meanwhile is kept."""
         with anyio.fail_after(ANSWER_SECONDS):
             while number not in self._answers:
-                try:
-                    line = await self._lines.receive_until(b"\n", MAX_LINE_BYTES)
-                except (anyio.EndOfStream, anyio.IncompleteRead):
-                    raise AssertionError(f"the server ended; its stderr:\n{self.stderr}") from None
-                message: dict[str, Any] = json.loads(line)  # any other byte on stdout is a failure
-                if "method" not in message:
-                    self._answers[message["id"]] = message
+                await self._read()
         return self._answers.pop(number)
+
+    def has_answered(self, number: int) -> bool:
+        """Whether an answer to request `number` has been seen and not been taken yet."""
+        return number in self._answers
+
+    async def asked(self, method: str) -> dict[str, Any]:
+        """The next request or notification with this method that the server sends."""
+        with anyio.fail_after(ANSWER_SECONDS):
+            while True:
+                for message in self._asked:
+                    if message["method"] == method:
+                        self._asked.remove(message)
+                        return message
+                await self._read()
+
+    async def _write(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        await self.process.stdin.send(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+
+    async def _read(self) -> None:
+        try:
+            line = await self._lines.receive_until(b"\n", MAX_LINE_BYTES)
+        except (anyio.EndOfStream, anyio.IncompleteRead):
+            raise AssertionError(f"the server ended; its stderr:\n{self.stderr}") from None
+        message: dict[str, Any] = json.loads(line)  # any other byte on stdout is a failure
+        if "method" in message:
+            self._asked.append(message)
+        else:
+            self._answers[message["id"]] = message
 
     async def request(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
         """Sends a request and returns its result."""
@@ -67,10 +94,10 @@ class WireServer:
         assert "result" in message, message
         return dict(message["result"])
 
-    async def initialize(self, version: str = "2025-11-25") -> dict[str, Any]:
+    async def initialize(self, version: str = "2025-11-25", **capabilities: Any) -> dict[str, Any]:
         """The handshake of all protocol versions before 2026."""
         result = await self.request(
-            "initialize", {"protocolVersion": version, "capabilities": {}, "clientInfo": CLIENT_INFO}
+            "initialize", {"protocolVersion": version, "capabilities": capabilities, "clientInfo": CLIENT_INFO}
         )
         await self.send("notifications/initialized", notification=True)
         return result
@@ -88,6 +115,15 @@ class WireServer:
     def stderr(self) -> str:
         """What it has said so far."""
         return self.stderr_file.read_text(errors="replace")
+
+
+def envelope(**capabilities: Any) -> dict[str, Any]:
+    """The `_meta` of each request from 2026-07-28 on."""
+    return {
+        "io.modelcontextprotocol/protocolVersion": MODERN,
+        "io.modelcontextprotocol/clientInfo": CLIENT_INFO,
+        "io.modelcontextprotocol/clientCapabilities": capabilities,
+    }
 
 
 @asynccontextmanager
