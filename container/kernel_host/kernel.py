@@ -36,6 +36,7 @@ from .variables import Variables
 
 # Names of the sockets: jupyter_client's ipc transport appends "-<port>" to `ip`.
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
+MAX_QUEUED_MESSAGES = 32  # for a reader; what is queued when a cell is interrupted is read after its end
 CA_BUNDLE = "/opt/kernel_server/ca-bundle.crt"  # if the image was built with one
 
 Message = dict[str, Any]
@@ -176,6 +177,7 @@ class SessionKernelApp(IPKernelApp):
         # A slow reader slows the kernel down; without it output is lost, `idle` among it (zmq_setsockopt(3)).
         if s.type == zmq.XPUB:
             s.setsockopt(zmq.XPUB_NODROP, 1)
+            s.setsockopt(zmq.SNDHWM, MAX_QUEUED_MESSAGES)
         return int(super()._bind_socket(s, port))
 
     def init_sockets(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ipykernel.displayhook import ZMQShellDisplayHook
@@ -73,6 +75,11 @@ class SessionShell(ErrorShell):
             print(f"[exit status {status}]", file=sys.stderr)
 
     system = system_piped
+
+    @contextmanager
+    def _tee(self, channel: str) -> Iterator[None]:
+        """IPython would keep all that is printed, for `%notebook`, as long as the kernel lives."""
+        yield
 
     def set_parent(self, parent: Any) -> None:
         """A request begins."""

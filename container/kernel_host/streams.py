@@ -1,4 +1,8 @@
-"""Standard output and error of a session: any text, in order, also what other programs write to the descriptors."""
+"""Standard output and error of a session: any text, in order, also what other programs write to the descriptors.
+
+The server keeps head and tail of what a cell prints. A cell that floods would have it read all the rest, while other
+sessions wait: the middle is dropped before it is sent, and counted.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import os
 import select
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from ipykernel.iostream import OutStream
@@ -16,6 +21,10 @@ from .look import capture
 
 PIPE_BYTES = 1 << 20  # the most that a pipe holds, unless root says otherwise
 MAX_TURNS = 500  # of a cell, from one stream to the other; each is a message, and waits for it to be sent
+# Of one cell; as in kernel_server/kernels/outputs.py.
+HEAD_CHARACTERS = 4 << 20
+TAIL_CHARACTERS = 1 << 20
+PIECE_CHARACTERS = 128 << 10  # of one message; the server serves other sessions in between
 
 
 class SessionOutStream(OutStream):
@@ -31,8 +40,12 @@ class SessionOutStream(OutStream):
         self._pipe = threading.Lock()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._turns = MAX_TURNS
+        self._sent: dict[str, int] = {}  # characters, by the cell that wrote them
+        # Of the latest text: its cell, all buffers, and the one that it is in.
+        self._latest: tuple[Any, Any, Any] = (None, None, None)
         super().__init__(*args, **kwargs)
         self._streams[self.name] = self
+        os.register_at_fork(after_in_child=self._begin_as_child)
 
     @property
     def buffer(self) -> io.RawIOBase:
@@ -45,10 +58,30 @@ class SessionOutStream(OutStream):
             string = string.encode("utf-8", "backslashreplace").decode()
         if isinstance(string, str) and capture(string):
             return len(string)
+        return self._append(string) or self._write_first(string)
+
+    def _append(self, string: Any) -> int:
+        """Writes what follows another text of the same cell: a third of the time that OutStream takes. 0 if it does not."""
+        parent, buffers, buffer = self._latest
+        if self._flush_pending and self.parent_header is parent and isinstance(string, str):
+            with self._buffer_lock:
+                if self._buffers is buffers:
+                    return int(buffer.write(string))
+        return 0
+
+    def _write_first(self, string: Any) -> int:
         for stream in self._streams.values():
             if stream is not self:
                 self._send_before(stream)
-        return int(super().write(string) or 0)
+        parent = self.parent_header
+        written = super().write(string)
+        with self._buffer_lock:
+            self._latest = parent, self._buffers, self._buffers[frozenset(parent.items())]
+        return int(written or 0)
+
+    def _begin_as_child(self) -> None:
+        """A forked child never flushes by time: OutStream has it send each text at once."""
+        self._flush_pending = False
 
     def _send_before(self, stream: SessionOutStream) -> None:
         if stream._buffers and self._turns > 0 and self._is_master_process():
@@ -60,6 +93,19 @@ class SessionOutStream(OutStream):
         if self._is_master_process():
             self._take()
         super().flush()
+
+    def _flush(self) -> None:
+        """Sends what was written since the last time; runs in the thread of IOPub."""
+        self._flush_pending = self._subprocess_flush_pending = False
+        sent, self._sent = self._sent, {}
+        for parent, text in self._flush_buffers():
+            cell = str(parent.get("msg_id", ""))
+            before = sent.get(cell, 0)
+            self._sent[cell] = before + len(text)
+            for dropped, piece in pieces(text, max(0, HEAD_CHARACTERS - before)):
+                content = {"name": self.name, "text": piece, **({"dropped": dropped} if dropped else {})}
+                self.session.pid = os.getpid()
+                self.session.send(self.pub_thread, "stream", content, parent=parent, ident=self.topic)
 
     def set_parent(self, parent: Any) -> None:
         """A request begins."""
@@ -86,6 +132,18 @@ class SessionOutStream(OutStream):
             data = os.read(self._fid, PIPE_BYTES)
             self.write(self._decoder.decode(data))
         return bool(data)
+
+
+def pieces(text: str, head: int) -> Iterator[tuple[int, str]]:
+    """The parts of a text that are sent, each with the number of characters that are missing before it.
+
+    Args:
+        head: how many are wanted from its beginning.
+    """
+    dropped = len(text) - head - TAIL_CHARACTERS
+    for missing, part in [(0, text[:head]), (dropped, text[-TAIL_CHARACTERS:])] if dropped > 0 else [(0, text)]:
+        for start in range(0, len(part), PIECE_CHARACTERS):
+            yield 0 if start else missing, part[start : start + PIECE_CHARACTERS]
 
 
 class _Bytes(io.RawIOBase):

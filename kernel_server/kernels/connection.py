@@ -7,6 +7,7 @@ senders go through a synchronous shadow of the socket, which can swallow the wak
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -30,9 +31,13 @@ PROBE_INTERVAL_SECONDS = 0.1
 SEND_SECONDS = 10.0  # a kernel that takes no request for so long is stuck
 DRAIN_SECONDS, QUIET_SECONDS = 1.0, 0.02  # after a kernel's end: at most, and without a message
 IDLE_GRACE_SECONDS = 1.0  # after the reply; idle can be lost in a flood
+WORK_SECONDS = 0.001  # on the messages of one kernel at a stretch; then others get RESTS times as long
+RESTS = 2
+MAX_REST_SECONDS = QUIET_SECONDS / 2
 MAX_PROMPT = 2_000  # characters
 END_OF_INPUT = "\x04"  # ipykernel raises EOFError for it
 MAX_MESSAGE_BYTES = 256 << 20  # beyond it libzmq drops the connection
+MAX_QUEUED_MESSAGES = 32  # of one channel, read by libzmq and not yet by us; a kernel that sends more has to wait
 
 Channel = Literal["shell", "control", "stdin"]
 ReplyStatus = Literal["ok", "error", "aborted"]
@@ -221,11 +226,23 @@ class KernelConnection:
             waiting.arrived.set()
 
     async def read(self, channel: str) -> None:
-        """Reads one channel for ever; a message that does not parse is counted and dropped."""
+        """Reads one channel for ever; a message that does not parse is counted and dropped.
+
+        A kernel that sends faster than it is read would keep the event loop to itself: with a message at hand, `recv`
+        does not yield.
+        """
         socket = self._sockets[channel]
         session = self._client.session
+        worked = 0.0
         while True:
+            if worked > WORK_SECONDS:
+                await anyio.sleep(min(RESTS * worked, MAX_REST_SECONDS))
+                worked = 0.0
+            asked = time.perf_counter()
             frames = await socket.recv_multipart()
+            begun = time.perf_counter()
+            if begun - asked > WORK_SECONDS:  # others have had their turn
+                worked = 0.0
             self._received += 1
             try:
                 _, frames = session.feed_identities(frames)
@@ -234,6 +251,7 @@ class KernelConnection:
             except Exception as error:  # a kernel can make any decoder raise: RecursionError, KeyError, ValueError, …
                 self.unreadable += 1
                 logger.debug("dropped an unreadable message on %s: %s", channel, type(error).__name__)
+            worked += time.perf_counter() - begun
 
     def _route(self, channel: str, msg_type: str, parent: str | None, message: dict[str, Any]) -> None:
         content = message["content"]
@@ -305,6 +323,7 @@ def zmq_context() -> Iterator[zmq.asyncio.Context]:
     context = zmq.asyncio.Context(io_threads=1)
     # Options of the context are the defaults of its sockets; a limit must be set before a socket connects.
     context.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    context.setsockopt(zmq.RCVHWM, MAX_QUEUED_MESSAGES)
     context.setsockopt(zmq.SNDTIMEO, int(SEND_SECONDS * 1000))
     context.setsockopt(zmq.LINGER, 0)
     try:

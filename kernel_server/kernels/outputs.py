@@ -60,7 +60,7 @@ class Stream:
 
     def write(self, text: str, room: int) -> int:
         """Appends `text`; keeps about `room` more characters, the rest only as a tail. Returns how many were kept."""
-        taken = text[: max(0, room)] if not self._tail else ""
+        taken = text[: max(0, room)] if not self.dropped and not self._tail else ""
         if taken:
             _append(self._head, taken)
         if text := text[len(taken) :]:
@@ -71,6 +71,12 @@ class Stream:
             while self._tail_size - len(self._tail[0]) >= MAX_TAIL_BYTES:
                 self._drop(self._tail.popleft())
         return len(taken)
+
+    def skip(self, count: int) -> None:
+        """Something is missing here: what follows is the tail."""
+        while self._tail:
+            self._drop(self._tail.popleft())
+        self.dropped += count
 
     def shorten_tail(self) -> None:
         """Other outputs follow: what is last is elsewhere now."""
@@ -219,6 +225,8 @@ class Outputs:
                 self._newest_text.shorten_tail()
             last = self._newest_text = Stream(name)
             self.items.append(last)
+        if missing := _count(content.get("dropped")):  # see container/kernel_host/streams.py
+            last.skip(missing)
         self._text_kept += last.write(str(content.get("text", "")), MAX_TEXT_BYTES - self._text_kept)
 
     def _add_display(self, msg_type: str, content: dict[str, Any]) -> None:
@@ -281,8 +289,11 @@ def _size(*parts: dict[str, Any]) -> int:
 
 def count_of(content: dict[str, Any]) -> int | None:
     """The `execution_count` of a message, None if it is none that a notebook can hold."""
-    count = content.get("execution_count")
-    return count if type(count) is int and 0 <= count < 1 << 53 else None
+    return _count(content.get("execution_count"))
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < 1 << 53 else None
 
 
 def _display_id(content: dict[str, Any]) -> str:
