@@ -1,7 +1,7 @@
 #!/bin/sh
-# The whole suite with .venv, then its engine-free part with the oldest and the newest supported Python, side by side,
-# where this machine has them. The closing line of each run is repeated at the end, the whole suite's last.
-# Arguments go to pytest; with some, only the whole suite's interpreter runs.
+# The tests that need the engine with .venv; then all others with the oldest and the newest supported Python, side by side,
+# where this machine has them, else with .venv. The closing line of each run is repeated at the end, that of .venv last.
+# Arguments go to pytest; with some, .venv runs what they select.
 set -u
 
 mkdir -p build/log
@@ -28,15 +28,14 @@ $(closing "$1")
 }
 
 main=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-run "$main" .venv/bin/python -m pytest "$@" &
-whole=$!
-tail --pid="$whole" -n +1 -F "build/log/pytest-$main.log" 2>/dev/null
-wait "$whole"
-
-others=""
+others="" everything=""
 if [ $# = 0 ]; then
     for version in 3.10 3.13; do
         python=$(sh .ci/python.sh "$version")
+        if [ "$version" = "$main" ]; then
+            everything=yes
+            continue
+        fi
         if [ -z "$python" ]; then
             echo "python $version: not on this machine, skipped"
             continue
@@ -47,12 +46,21 @@ if [ $# = 0 ]; then
         fi
         others="$others $version"
     done
-    for version in $others; do
-        echo "    python $version: the engine-free part of the suite"
-        run "$version" ".venv-$version/bin/python" -m pytest -m "not docker" &
-    done
-    wait
+    if [ -n "$others" ] && [ -z "$everything" ]; then
+        set -- -m docker
+    fi
 fi
+
+run "$main" .venv/bin/python -m pytest "$@" &
+whole=$!
+tail --pid="$whole" -n +1 -F "build/log/pytest-$main.log" 2>/dev/null
+wait "$whole"
+
+for version in $others; do
+    echo "    python $version: the tests that need no engine"
+    run "$version" ".venv-$version/bin/python" -m pytest -m "not docker" &
+done
+wait
 for version in $others; do
     finished "$version"
     [ "$(cat "build/log/pytest-$version.status")" = 0 ] || cat "build/log/pytest-$version.log"

@@ -35,7 +35,7 @@ def read_item(chunks: Iterator[bytes], size: int) -> bytes:
             if member is None or not member.isreg() or member.issparse() or member.size != size:
                 raise FileError("The container sent something else than it had announced. Try again.")
             data = stream.read(size)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OSError) as error:  # Python 3.10 seeks backwards in an empty archive
         raise FileError("The file broke off on its way out of the container. Try again.") from error
     if len(data) != size:
         raise FileError("The file broke off on its way out of the container. Try again.")

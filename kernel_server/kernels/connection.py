@@ -334,16 +334,26 @@ def zmq_context() -> Iterator[zmq.asyncio.Context]:
 
 @asynccontextmanager
 async def connect_kernel(
-    context: zmq.asyncio.Context, connection_info: dict[str, Any], late: Outputs | None = None
+    context: zmq.asyncio.Context,
+    connection_info: dict[str, Any],
+    late: Outputs | None = None,
+    dead: anyio.Event | None = None,
 ) -> AsyncIterator[KernelConnection]:
     """Connects to a kernel whose sockets are bound, and waits until it is ready.
 
     Args:
         late: takes what is put out when no cell is running, or by the threads of earlier ones.
+        dead: set when its process is gone, so that nobody waits for it to be ready.
 
     Raises:
-        KernelError: it is not ready within READY_SECONDS.
+        KernelError: it is not ready within READY_SECONDS, or has ended.
     """
+
+    async def end_when_dead() -> None:
+        if dead is not None:
+            await dead.wait()
+            connection.end()
+
     client = AsyncKernelClient(context=context)
     client.load_connection_info(cast("Any", dict(connection_info)))
     identity = client.session.bsession
@@ -362,7 +372,8 @@ async def connect_kernel(
         async with running(*(partial(connection.read, channel) for channel in sockets)):
             try:
                 with anyio.fail_after(READY_SECONDS):
-                    await connection.wait_ready()
+                    async with running(end_when_dead):
+                        await connection.wait_ready()
             except TimeoutError as error:
                 raise KernelError(f"The kernel did not answer within {READY_SECONDS:g} s.") from error
             yield connection

@@ -110,7 +110,7 @@ class Lives:
             launched = await self._host.spawn(self._session_id, warm=self._warm and life.generation == 1)
             life.pid, self.workspace = launched.pid, launched.workspace
             life.spawned.set()
-            async with connect_kernel(self._context, launched.connection, self.late) as kernel:
+            async with connect_kernel(self._context, launched.connection, self.late, life.dead) as kernel:
                 life.kernel = kernel
                 if self._last_death is not None and self._last_death.pid == life.pid:
                     life.dead.set()
