@@ -25,7 +25,8 @@ INSTRUCTIONS = """\
 A real Python for you: IPython kernels in a locked-down container. Call init once, keep the session_id it returns and \
 pass it to every call: variables, imports and files then stay from call to call. Without a session_id, run_code runs in \
 a one-shot session. Files come in with cp_in (from WORKDIR_IN), go out with cp_out (to WORKDIR_OUT); write scripts with \
-edit_file and run them with run_file. Plots come back as images. export_notebook keeps everything that ran."""
+edit_file and run them with run_file. Plots come back as images. A result ends with what the cell changed; \
+list_variables looks inside a session, also while code runs. export_notebook keeps everything that ran."""
 
 CLEANUP_SECONDS = 10.0
 
