@@ -175,7 +175,7 @@ class SessionKernelApp(IPKernelApp):
 
     def _bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
         # A slow reader slows the kernel down; without it output is lost, `idle` among it (zmq_setsockopt(3)).
-        if s.type == zmq.XPUB:
+        if s.type in (zmq.XPUB, zmq.PUB):  # ipykernel 6 has a PUB socket
             s.setsockopt(zmq.XPUB_NODROP, 1)
             s.setsockopt(zmq.SNDHWM, MAX_QUEUED_MESSAGES)
         return int(super()._bind_socket(s, port))

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 QUIET_SECONDS = 0.2  # after a session was taken: its first cell must not share the processor with a kernel that starts
 CHECK_SECONDS = 2.0  # between two looks at the memory
-RETRY_SECONDS = 30.0
+RETRY_SECONDS = 5.0
 
 Start = Callable[[], Awaitable[Session]]
 End = Callable[[Session], Awaitable[None]]

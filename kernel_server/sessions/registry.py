@@ -83,6 +83,7 @@ class Registry:
         self._sessions: dict[str, Session] = {}
         self._ended: OrderedDict[str, SessionError] = OrderedDict()
         self._opening = 0
+        self._starting: Session | None = None  # the spare one that is not ready yet
         self._pool = Pool(limits.spare, self._start_spare, self._end_spare, self._has_memory)
 
     # -- the kernel host -------------------------------------------------------------------------------------------
@@ -146,6 +147,8 @@ class Registry:
         async for death in host.deaths():
             if session := self._sessions.get(death.session_id):
                 session.on_death(death)
+            elif self._starting and self._starting.session_id == death.session_id:
+                self._starting.on_death(death)
             elif spare := self._pool.find(death.session_id):
                 self._tasks.start_soon(self._pool.drop, spare)
         if self._sessions:
@@ -209,9 +212,10 @@ class Registry:
         return self._life.host
 
     async def _start_spare(self) -> Session:
-        session = self._make(self._present_host(), warm=True)
+        session = self._starting = self._make(self._present_host(), warm=True)
         async with self._ended_if_it_fails(session):
             await session.wait_ready()
+        self._starting = None
         return session
 
     @asynccontextmanager
