@@ -31,7 +31,7 @@ from .facts import (
     module_of,
 )
 
-EFFORT = 1_200  # for all variables of a session: about microseconds
+EFFORT = 600  # for all variables of a session: about microseconds
 MAX_ARRAY_BYTES = 64 << 10
 SAMPLES, SAMPLE_BYTES = 16, 1 << 10
 ELEMENTS = 100  # that are looked at themselves: of an array of objects, and of one that does not lie in one piece
