@@ -13,6 +13,8 @@ from ipykernel.zmqshell import ZMQInteractiveShell
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.error import UsageError
 
+from .identity import reserved_files
+
 MAX_CHAIN = 1_000  # exceptions raised while others were handled
 
 
@@ -50,10 +52,11 @@ class ErrorShell(ZMQInteractiveShell):
             kind, value, _ = self._get_exc_info(exc_tuple)
         except ValueError:
             kind, value = None, None
-        if _holds_group(value):
-            self._showtraceback(kind, value, traceback.format_exception(value))
-        else:
-            super().showtraceback(exc_tuple, *args, **kwargs)
+        with reserved_files():  # the lines of source in it are read from files
+            if _holds_group(value):
+                self._showtraceback(kind, value, traceback.format_exception(value))
+            else:
+                super().showtraceback(exc_tuple, *args, **kwargs)
 
     def show_usage_error(self, exc: BaseException) -> None:
         """Sends what is wrong with a magic; IPython prints it, and it would come a second time with the reply."""

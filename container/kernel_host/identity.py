@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4  # prctl(2)
 KILL_DEADLINE_SECONDS = 3.0
+RESERVED_FILES = 64
 
 LIMITS = {
     "nproc": resource.RLIMIT_NPROC,
@@ -60,8 +61,20 @@ def set_limits(limits: dict[str, int]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for name, value in limits.items():
         _, hard = resource.getrlimit(LIMITS[name])
-        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(LIMITS[name], (limit, limit))
+        reserve = RESERVED_FILES if name == "nofile" else 0
+        most = value + reserve if hard == resource.RLIM_INFINITY else min(value + reserve, hard)
+        resource.setrlimit(LIMITS[name], (most - reserve, most))
+
+
+@contextmanager
+def reserved_files() -> Iterator[None]:
+    """Lets this process open a few more files than its limit: an error that says "too many" is to be shown, too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def user_site(home: str) -> str:

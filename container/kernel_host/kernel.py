@@ -237,6 +237,7 @@ def run(
     app.initialize([])
     if launch.warm:
         _warm_up(app)
+    sys.stdout.flush()  # opens this thread's way to IOPub, for which a cell may leave no descriptor
     if started:
         started(app)
     app.start()
