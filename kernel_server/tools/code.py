@@ -9,7 +9,7 @@ from typing import Annotated
 
 import anyio
 from mcp.server.mcpserver import Context
-from mcp.types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
+from mcp.types import CallToolResult, InputRequiredResult, ToolAnnotations
 from pydantic import Field
 
 from kernel_server.errors import FileError, RequestError
@@ -20,7 +20,7 @@ from kernel_server.sessions.session import OnProgress, Session
 from kernel_server.tools.asking import ask, can_ask, resume
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.render import render
-from kernel_server.tools.services import reporting, services
+from kernel_server.tools.services import reporting, services, text_result
 
 SessionId = Annotated[
     str,
@@ -140,11 +140,11 @@ async def interrupt(
     session = services(ctx).registry.get(session_id)
     job = await session.interrupt()
     if job is None:
-        return _text("Nothing is running in this session.")
+        return text_result("Nothing is running in this session.")
     if job.result is None:
-        return _text(f"The code did not stop in time. {job.failure or 'Call wait to see what happens.'}")
+        return text_result(f"The code did not stop in time. {job.failure or 'Call wait to see what happens.'}")
     notes = "".join(f"\n[{note}]" for note in job.result.notes)
-    return _text(f"Interrupted after {job.result.seconds:.1f} s. Call wait for its output.{notes}")
+    return text_result(f"Interrupted after {job.result.seconds:.1f} s. Call wait for its output.{notes}")
 
 
 async def _run(ctx: Context, session_id: str, make_cell: MakeCell, wait: float) -> Answer:
@@ -185,10 +185,6 @@ def _reporting(ctx: Context) -> OnProgress:
         await ctx.report_progress(seconds, None, last_line or f"running for {seconds:.0f} s")
 
     return report
-
-
-def _text(text: str) -> CallToolResult:
-    return CallToolResult(content=[TextContent(type="text", text=text)])
 
 
 def check_encodable(text: str, argument: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import anyio.to_thread
 from mcp.server.mcpserver import Context
-from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
 from kernel_server.errors import FileError, RequestError
@@ -20,7 +20,7 @@ from kernel_server.sessions.session import Session
 from kernel_server.text import counted, human_size, one_line
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.recorded import find_journal
-from kernel_server.tools.services import find_host, services
+from kernel_server.tools.services import find_host, services, text_result
 from kernel_server.transcripts.notebook import make_notebook
 
 SessionId = Annotated[str, Field(description="The id that init returned. Empty: only /workspace/shared can be used.")]
@@ -47,7 +47,7 @@ async def cp_in(
         path = f"{target.relative}/" if target.folder_meant and target.relative else target.relative
         async with _in_use(session):
             at = await host.put(_owner(target, session), path, sending.tar, sending.name)
-        return _text(
+        return text_result(
             f"Copied {_amount(sending)} to {_shown(target.shared, at)}.{_left_out(sending.skipped, len(sending.skipped))}"
         )
 
@@ -80,7 +80,7 @@ async def cp_out(
             write = partial(receive, chunks, folder, relative, name=name, files=staged.files, size=staged.size)
             at = await anyio.to_thread.run_sync(write)
     what = human_size(staged.size) if staged.kind == "file" else _folder_amount(staged.files, staged.size)
-    return _text(
+    return text_result(
         f"Copied {what} to {at!r} in WORKDIR_OUT ({services(ctx).output_folder}).{_left_out(staged.skipped, staged.skipped_count)}"
     )
 
@@ -113,7 +113,7 @@ async def edit_file(
     async with _in_use(session):
         created = await host.edit(_owner(target, session), target.relative, content, old)
     did = "Replaced the passage in" if old else "Created" if created else "Overwrote"
-    return _text(f"{did} {_shown(target.shared, target.relative)} ({human_size(len(content.encode()))} written).")
+    return text_result(f"{did} {_shown(target.shared, target.relative)} ({human_size(len(content.encode()))} written).")
 
 
 async def export_notebook(
@@ -141,7 +141,7 @@ async def export_notebook(
             return write_text(folder, relative, notebook, f"session-{session_id[:8]}.ipynb"), len(cells)
 
     at, count = await anyio.to_thread.run_sync(write)
-    return _text(
+    return text_result(
         f"Wrote a notebook of {counted(count, 'cell')} to {at!r} in WORKDIR_OUT ({services(ctx).output_folder})."
     )
 
@@ -179,10 +179,6 @@ def _left_out(skipped: list[str], count: int) -> str:
     shown = ", ".join(one_line(name) for name in skipped[:MAX_SKIPPED_SHOWN])
     more = f" and {count - MAX_SKIPPED_SHOWN} more" if count > MAX_SKIPPED_SHOWN else ""
     return f" Left out, since only files and folders are copied: {shown}{more}."
-
-
-def _text(text: str) -> CallToolResult:
-    return CallToolResult(content=[TextContent(type="text", text=text)])
 
 
 def register(server: KernelMCPServer) -> None:

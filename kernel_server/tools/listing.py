@@ -9,7 +9,7 @@ from typing import Annotated
 
 import anyio
 from mcp.server.mcpserver import Context
-from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import BaseModel, Field
 
 from kernel_server.errors import KernelServerError
@@ -18,7 +18,7 @@ from kernel_server.hosts.base import FoundFile, KernelHost, Usage
 from kernel_server.sessions.session import Session
 from kernel_server.text import clean, human_size, one_line
 from kernel_server.tools.boundary import KernelMCPServer
-from kernel_server.tools.services import find_host, services
+from kernel_server.tools.services import find_host, services, text_result
 
 LATEST = 253_402_300_799  # the end of the year 9999: a session sets its files' times as it likes
 
@@ -74,7 +74,7 @@ async def list_sessions(ctx: Context) -> Annotated[CallToolResult, SessionList]:
             tasks.start_soon(look, place, session)
     listed = SessionList(sessions=[info for info in infos if info])
     text = "\n".join(map(_session_line, listed.sessions)) or "There are no sessions."
-    return _result(text, listed)
+    return text_result(text, listed)
 
 
 async def _look(host: KernelHost, session: Session) -> SessionInfo:
@@ -126,16 +126,12 @@ async def list_files(
     lines = [_file_line(file) for file in found]
     if more:
         lines.append(f"[and {more} more; list a folder in it]")
-    return _result("\n".join(lines) or "(no files)", listed)
+    return text_result("\n".join(lines) or "(no files)", listed)
 
 
 def _file_line(file: FoundFile) -> str:
     changed = datetime.fromtimestamp(min(max(file.modified, 0), LATEST), timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
     return f"{changed}  {human_size(file.size):>9}  {one_line(file.path, 300)}"
-
-
-def _result(text: str, listed: BaseModel) -> CallToolResult:
-    return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=listed.model_dump())
 
 
 def register(server: KernelMCPServer) -> None:

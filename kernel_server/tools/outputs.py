@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from mcp.server.mcpserver import Context
-from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
 from kernel_server.text import counted
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.recorded import cell_text
-from kernel_server.tools.services import services
+from kernel_server.tools.services import services, text_result
 
 SHORTEST_PAGE = 500  # characters; for a very small PY_EXEC_OUTPUT_BYTES
 
@@ -31,7 +31,7 @@ async def read_output(
     if pattern:
         text = _matching_lines(text, pattern)
     limit = max(services(ctx).output_bytes * 2 // 3, SHORTEST_PAGE)  # characters may take more than a byte
-    return _text(_page(text, offset, limit))
+    return text_result(_page(text, offset, limit))
 
 
 def _matching_lines(text: str, pattern: str) -> str:
@@ -49,10 +49,6 @@ def _page(text: str, offset: int, limit: int) -> str:
         return page
     rest = f"; go on with offset={end}" if end < len(text) else ", the end"
     return f"{page}\n[characters {offset} to {end} of {counted(len(text), 'character')}{rest}]"
-
-
-def _text(text: str) -> CallToolResult:
-    return CallToolResult(content=[TextContent(type="text", text=text)])
 
 
 def register(server: KernelMCPServer) -> None:

@@ -1,12 +1,14 @@
-"""What the tools work with: the lifespan's value."""
+"""What the tools have in common: the lifespan's value, and the form of a plain result."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from mcp.server.mcpserver import Context
+from mcp.types import CallToolResult, TextContent
+from pydantic import BaseModel
 
 from kernel_server.hosts.base import KernelHost
 from kernel_server.sessions.registry import OnWait, Registry
@@ -57,3 +59,12 @@ async def find_host(ctx: Context, session_id: str) -> tuple[KernelHost, Session 
     registry = services(ctx).registry
     session = registry.get(session_id) if session_id else None
     return await registry.host(reporting(ctx)), session
+
+
+def text_result(text: str, structured: BaseModel | None = None, meta: dict[str, Any] | None = None) -> CallToolResult:
+    """A result of one text; `structured` says the same to programs."""
+    return CallToolResult(
+        content=[TextContent(type="text", text=text)],
+        structured_content=structured.model_dump() if structured else None,
+        _meta=meta,
+    )

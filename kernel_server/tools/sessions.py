@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from mcp.server.mcpserver import Context
-from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import BaseModel, Field
 
 from kernel_server.hosts.base import HostDescription
 from kernel_server.text import counted
 from kernel_server.tools.boundary import KernelMCPServer
-from kernel_server.tools.services import find_host, reporting, services
+from kernel_server.tools.services import find_host, reporting, services, text_result
 
 SESSION_META = "kernel_server/session"
 
@@ -34,10 +34,8 @@ async def init(ctx: Context) -> CallToolResult:
     session = await registry.open(reporting(ctx))
     host = await registry.host()
     text = _describe(session.session_id, session.workspace, host.description, registry.limits.ttl)
-    return CallToolResult(
-        content=[TextContent(type="text", text=text)],
-        _meta={SESSION_META: {"session_id": session.session_id, "workspace": session.workspace}},
-    )
+    meta = {SESSION_META: {"session_id": session.session_id, "workspace": session.workspace}}
+    return text_result(text, meta=meta)
 
 
 def _describe(session_id: str, workspace: str, host: HostDescription, ttl: float) -> str:
@@ -62,7 +60,7 @@ async def close_session(
     Before that, copy out the files that somebody wants to keep (cp_out). export_notebook still works afterwards.
     """
     await services(ctx).registry.close(session_id)
-    return _text(f"Session {session_id} is closed; its variables and workspace are gone.")
+    return text_result(f"Session {session_id} is closed; its variables and workspace are gone.")
 
 
 async def reset(ctx: Context) -> CallToolResult:
@@ -73,7 +71,7 @@ async def reset(ctx: Context) -> CallToolResult:
     """
     registry = services(ctx).registry
     ended = await registry.reset(reporting(ctx))
-    return _text(f"The container is new; ended {counted(ended, 'session')}. Call init for a new session.")
+    return text_result(f"The container is new; ended {counted(ended, 'session')}. Call init for a new session.")
 
 
 async def list_packages(
@@ -93,11 +91,7 @@ async def list_packages(
         async with session.in_use():
             found = await host.packages(session_id)
     text = "\n".join(f"{name}=={version}" for name, version in found)
-    return CallToolResult(content=[TextContent(type="text", text=text)], structured_content={"packages": dict(found)})
-
-
-def _text(text: str) -> CallToolResult:
-    return CallToolResult(content=[TextContent(type="text", text=text)])
+    return text_result(text, Packages(packages=dict(found)))
 
 
 def register(server: KernelMCPServer) -> None:

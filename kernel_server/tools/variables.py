@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from mcp.server.mcpserver import Context
-from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
 from kernel_server.kernels.changes import Look, Variable
@@ -13,7 +13,7 @@ from kernel_server.sessions.session import Session
 from kernel_server.text import clean, counted, cut_middle, one_line
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.code import check_encodable
-from kernel_server.tools.services import services
+from kernel_server.tools.services import services, text_result
 from kernel_server.tools.summary import describe_variable
 
 
@@ -35,7 +35,7 @@ async def list_variables(
     text = cut_middle(
         _text(look) if peek or look.error else _table(look), services(ctx).output_bytes, "look at a part of it"
     )
-    return CallToolResult(content=[TextContent(type="text", text=f"{_running(session)}\n{text}")])
+    return text_result(f"{_running(session)}\n{text}")
 
 
 def _running(session: Session) -> str:
