@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio.to_thread
 from mcp.server.mcpserver import Context
@@ -20,7 +19,7 @@ from kernel_server.sessions.session import Session
 from kernel_server.text import counted, human_size, one_line
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.recorded import find_journal
-from kernel_server.tools.services import find_host, services, text_result
+from kernel_server.tools.services import find_host, in_use, services, text_result
 from kernel_server.transcripts.notebook import make_notebook
 
 SessionId = Annotated[str, Field(description="The id that init returned. Empty: only /workspace/shared can be used.")]
@@ -45,7 +44,7 @@ async def cp_in(
     with opened_folder(services(ctx).input_folder, "WORKDIR_IN") as folder, open_to_send(folder, relative) as sending:
         target = _target(container_path or sending.name, "container_path", session)
         path = f"{target.relative}/" if target.folder_meant and target.relative else target.relative
-        async with _in_use(session):
+        async with in_use(session):
             at = await host.put(_owner(target, session), path, sending.tar, sending.name)
         return text_result(
             f"Copied {_amount(sending)} to {_shown(target.shared, at)}.{_left_out(sending.skipped, len(sending.skipped))}"
@@ -74,7 +73,7 @@ async def cp_out(
     relative = local_relative(to, "local_path", "WORKDIR_OUT") + ("/" if to.endswith("/") else "")
     with opened_folder(services(ctx).output_folder, "WORKDIR_OUT") as folder:
         async with (
-            _in_use(session),
+            in_use(session),
             host.take(_owner(source, session), source.relative, free_bytes(folder)) as (staged, chunks),
         ):
             write = partial(receive, chunks, folder, relative, name=name, files=staged.files, size=staged.size)
@@ -110,7 +109,7 @@ async def edit_file(
     target = _target(container_path, "container_path", session)
     if not target.relative or target.folder_meant:
         raise FileError(f"container_path {container_path!r} is a folder; give the name of a text file.")
-    async with _in_use(session):
+    async with in_use(session):
         created = await host.edit(_owner(target, session), target.relative, content, old)
     did = "Replaced the passage in" if old else "Created" if created else "Overwrote"
     return text_result(f"{did} {_shown(target.shared, target.relative)} ({human_size(len(content.encode()))} written).")
@@ -153,10 +152,6 @@ def _target(path: str, argument: str, session: Session | None) -> ContainerPath:
 def _owner(path: ContainerPath, session: Session | None) -> str:
     """The session whose UID does the work; "" for the shared folder, which belongs to the kernel host."""
     return "" if path.shared or session is None else session.session_id
-
-
-def _in_use(session: Session | None) -> Any:
-    return session.in_use() if session else nullcontext()
 
 
 def _shown(shared: bool, relative: str) -> str:

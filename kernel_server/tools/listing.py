@@ -18,7 +18,7 @@ from kernel_server.hosts.base import FoundFile, KernelHost, Usage
 from kernel_server.sessions.session import Session
 from kernel_server.text import clean, human_size, one_line
 from kernel_server.tools.boundary import KernelMCPServer
-from kernel_server.tools.services import find_host, services, text_result
+from kernel_server.tools.services import find_host, in_use, services, text_result
 
 LATEST = 253_402_300_799  # the end of the year 9999: a session sets its files' times as it likes
 
@@ -117,10 +117,7 @@ async def list_files(
     host, session = await find_host(ctx, session_id)
     wanted = container_path(path or ".", "path", session.workspace if session else "")
     owner = session.session_id if session and not wanted.shared else ""
-    if session:
-        async with session.in_use():
-            found, more = await host.list_files(owner, wanted.relative)
-    else:
+    async with in_use(session):
         found, more = await host.list_files(owner, wanted.relative)
     listed = FileList(files=[FileInfo(path=clean(f.path), size=f.size, modified=f.modified) for f in found], more=more)
     lines = [_file_line(file) for file in found]

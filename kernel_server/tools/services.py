@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -59,6 +60,11 @@ async def find_host(ctx: Context, session_id: str) -> tuple[KernelHost, Session 
     registry = services(ctx).registry
     session = registry.get(session_id) if session_id else None
     return await registry.host(reporting(ctx)), session
+
+
+def in_use(session: Session | None) -> AbstractAsyncContextManager[None]:
+    """Keeps a session, if there is one, from expiring for the length of the block; raises as `Session.in_use`."""
+    return session.in_use() if session else nullcontext()
 
 
 def text_result(text: str, structured: BaseModel | None = None, meta: dict[str, Any] | None = None) -> CallToolResult:

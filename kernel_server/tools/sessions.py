@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from kernel_server.hosts.base import HostDescription
 from kernel_server.text import counted
 from kernel_server.tools.boundary import KernelMCPServer
-from kernel_server.tools.services import find_host, reporting, services, text_result
+from kernel_server.tools.services import find_host, in_use, reporting, services, text_result
 
 SESSION_META = "kernel_server/session"
 
@@ -85,11 +85,8 @@ async def list_packages(
 ) -> Annotated[CallToolResult, Packages]:
     """List the Python packages that code can import, each as name==version."""
     host, session = await find_host(ctx, session_id)
-    if session is None:
-        found = await host.packages("")
-    else:
-        async with session.in_use():
-            found = await host.packages(session_id)
+    async with in_use(session):
+        found = await host.packages(session_id)
     text = "\n".join(f"{name}=={version}" for name, version in found)
     return text_result(text, Packages(packages=dict(found)))
 
