@@ -12,6 +12,8 @@ from kernel_server.kernels.outputs import Outputs, Stream
 from kernel_server.sessions.results import Cell, CellResult
 from kernel_server.text import one_line, settle, strip_ansi
 
+TITLE_CHARACTERS = 80
+
 
 @dataclass
 class Job:
@@ -50,6 +52,11 @@ class Job:
         """Asks for the cell to be interrupted, or not to be started at all."""
         self.stopped = True
         self.scope.cancel()
+
+    @property
+    def title(self) -> str:
+        """Its source as one short line."""
+        return one_line(self.cell.source or self.cell.code, TITLE_CHARACTERS)
 
     @property
     def seconds(self) -> float:

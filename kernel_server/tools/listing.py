@@ -89,7 +89,7 @@ async def _look(host: KernelHost, session: Session) -> SessionInfo:
         memory=usage.memory if usage else None,
         cpu=round(usage.cpu_seconds, 2) if usage else None,
         processes=usage.processes if usage else None,
-        running=one_line(job.cell.source or job.cell.code, 80) if job else "",
+        running=job.title if job else "",
         running_seconds=round(job.seconds, 1) if job else 0.0,
         waiting=session.waiting_jobs,
     )

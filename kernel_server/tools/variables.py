@@ -42,9 +42,8 @@ def _running(session: Session) -> str:
     job = session.running_job
     if job is None:
         return "[nothing is running]"
-    source = one_line(job.cell.source or job.cell.code, 80)
     waiting = f", {counted(session.waiting_jobs, 'more cell')} waiting" if session.waiting_jobs else ""
-    return f"[running for {job.seconds:.1f} s: {source}{waiting}]"
+    return f"[running for {job.seconds:.1f} s: {job.title}{waiting}]"
 
 
 def _text(look: Look) -> str:
