@@ -15,7 +15,7 @@ import zmq.asyncio
 from anyio.abc import TaskGroup
 
 from kernel_server.errors import EngineError, FileError, KernelError, SessionError
-from kernel_server.hosts.base import Death, KernelHost
+from kernel_server.hosts.base import Death, KernelHost, Usage
 from kernel_server.kernels.changes import Changes, Look
 from kernel_server.kernels.connection import END_OF_INPUT, Execution, KernelConnection
 from kernel_server.kernels.outputs import Outputs
@@ -123,6 +123,14 @@ class Session:
     def generation(self) -> int:
         """Number of the kernel that it has now."""
         return self._lives.generation
+
+    async def usage(self) -> Usage:
+        """What its processes use now.
+
+        Raises:
+            KernelError, EngineError: it cannot be told.
+        """
+        return await self._host.usage(self.session_id)
 
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[None]:

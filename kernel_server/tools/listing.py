@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from kernel_server.errors import KernelServerError
 from kernel_server.files.paths import container_path
-from kernel_server.hosts.base import FoundFile, KernelHost, Usage
+from kernel_server.hosts.base import FoundFile, Usage
 from kernel_server.sessions.session import Session
 from kernel_server.text import clean, human_size, one_line
 from kernel_server.tools.boundary import KernelMCPServer
@@ -60,27 +60,25 @@ class FileList(BaseModel):
 
 async def list_sessions(ctx: Context) -> Annotated[CallToolResult, SessionList]:
     """List the sessions that there are: age, how long unused, memory, CPU time, and what each is running."""
-    registry = services(ctx).registry
-    sessions = registry.sessions
-    host = await registry.host() if sessions else None
-    infos: list[SessionInfo | None] = [None] * len(sessions)
+    sessions = services(ctx).registry.sessions
+    if not sessions:
+        return text_result("There are no sessions.", SessionList(sessions=[]))
+    infos: dict[str, SessionInfo] = {}
     async with anyio.create_task_group() as tasks:
 
-        async def look(place: int, session: Session) -> None:
-            assert host is not None
-            infos[place] = await _look(host, session)
+        async def look(session: Session) -> None:
+            infos[session.session_id] = await _look(session)
 
-        for place, session in enumerate(sessions):
-            tasks.start_soon(look, place, session)
-    listed = SessionList(sessions=[info for info in infos if info])
-    text = "\n".join(map(_session_line, listed.sessions)) or "There are no sessions."
-    return text_result(text, listed)
+        for session in sessions:
+            tasks.start_soon(look, session)
+    listed = SessionList(sessions=[infos[session.session_id] for session in sessions])
+    return text_result("\n".join(map(_session_line, listed.sessions)), listed)
 
 
-async def _look(host: KernelHost, session: Session) -> SessionInfo:
+async def _look(session: Session) -> SessionInfo:
     usage: Usage | None = None
     with suppress(KernelServerError):  # it is ending, or just beginning
-        usage = await host.usage(session.session_id)
+        usage = await session.usage()
     job = session.running_job
     return SessionInfo(
         session_id=session.session_id,

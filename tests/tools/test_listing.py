@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import anyio
 import pytest
 
-from tests.driving import Handle, Kit
+from tests.driving import Handle, Kit, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -104,6 +106,16 @@ async def test_sessions_are_listed_with_what_they_use_and_run(kit: Kit) -> None:
         assert found[idle.session_id]["cpu"] > 0
         assert found[idle.session_id]["processes"] == 1
         assert all(session_id in reply.text for session_id in found)
+
+
+async def test_listing_no_sessions_starts_no_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours: to look starts nothing. Here there is no engine, so that a start would be an error, as that of `init` is."""
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    async with serving(tmp_path, "docker") as kit:
+        listed = await kit.call("list_sessions")
+        assert not listed.is_error
+        assert (listed.text, listed.raw.structured_content) == ("There are no sessions.", {"sessions": []})
+        assert "no Docker engine at" in (await kit.call("init")).text
 
 
 async def test_sessions_that_are_gone_are_not_listed(kit: Kit) -> None:
