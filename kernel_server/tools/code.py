@@ -118,9 +118,11 @@ async def wait(
     Returns its whole result when it is done, or what there is after `wait` seconds. Of several cells that are not
     collected yet, the one that was sent first.
     """
-    session = services(ctx).registry.get(session_id)
     resumed = await resume(ctx)
-    job = resumed[1] if resumed else session.oldest_job
+    if resumed is not None:
+        return await _collect(ctx, *resumed, wait)
+    session = services(ctx).registry.get(session_id)
+    job = session.oldest_job
     if job is None:
         raise RequestError(
             f"Nothing is running in session {session_id}, and every result has been returned; read_output has the text "

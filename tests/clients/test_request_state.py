@@ -70,6 +70,24 @@ async def test_state_of_another_call_is_refused(modern: Caller, modern_client: C
     assert (await call.result()).status == "ok"
 
 
+@pytest.mark.parametrize("tool", ["run_code", "wait"])
+async def test_retry_that_names_another_session_is_refused(modern: Caller, modern_client: Caller, tool: str) -> None:
+    """MCP, requestState: bound to the arguments. What a call says and what its state says agree; both prompts stay."""
+    call = await _asked(modern)
+    if tool == "wait":
+        call = await modern.start("wait")
+        await call.prompt()
+    async with modern_client.session() as other:
+        theirs = await _asked(other)
+        arguments = {**call.params["arguments"], "session_id": other.session_id}
+        forged = Call(call.server, call.modern, {**call.params, "arguments": arguments}, state=call.state)
+        await forged.retry(YES)
+        assert (await forged.outcome())["error"]["message"] == "Invalid or expired requestState"
+        for own in (call, theirs):
+            await own.retry(YES)
+            assert (await own.result()).text == "x? yes\n'yes'"
+
+
 @pytest.mark.parametrize("responses", [None, {}, {"other": YES[ANSWER]}, {ANSWER: {"roots": []}}])
 async def test_retry_without_an_answer_asks_again(modern: Caller, responses: Any) -> None:
     """MCP, requestState: a client may retry with nothing, or with what was not asked for."""
