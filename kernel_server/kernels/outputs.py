@@ -184,7 +184,9 @@ class Outputs:
     def take(self) -> Outputs:
         """What there is so far; this one is empty afterwards."""
         taken = Outputs(self.items, self.dropped)
-        self.__init__()  # type: ignore[misc]  # as new
+        self.items, self.dropped = [], 0
+        self._text_kept = self._rich_kept = 0
+        self._newest_text, self._clear_pending = None, False
         return taken
 
     @property

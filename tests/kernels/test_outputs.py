@@ -70,6 +70,20 @@ def test_neighbouring_text_of_one_stream_is_joined() -> None:
     ]
 
 
+def test_what_is_taken_stays_and_the_rest_begins_anew() -> None:
+    """Ours: nothing that comes later changes what was handed out, and what was there before takes no room."""
+    first = [stream("a" * (MAX_TEXT_BYTES + 1)), display({"image/png": "b" * (MAX_RICH_BYTES - 1000)})]
+    dropped = display({"image/png": "c" * 1000})
+    clear = ("clear_output", {"wait": True})
+    outputs = fold(*first, dropped, clear)
+    taken = outputs.take()
+    assert outputs == Outputs()
+    for message in (*first, clear, stream("d")):
+        outputs.fold(*message)
+    assert (taken.items, taken.dropped) == (fold(*first).items, 1)
+    assert (outputs.items, outputs.dropped) == ([Stream("stdout", "d")], 0)
+
+
 def test_outputs_keep_their_order() -> None:
     """Issue 2: text, images and errors in order."""
     outputs = fold(
