@@ -20,8 +20,9 @@ import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from kernel_server.errors import KernelError
-from kernel_server.kernels.changes import Changes, Look, changes_of, look_of
-from kernel_server.kernels.outputs import Error, Outputs, count_of, error_of
+from kernel_server.kernels.changes import Look, look_of
+from kernel_server.kernels.executions import Execution, Input
+from kernel_server.kernels.outputs import Outputs
 from kernel_server.tasks import running
 
 logger = logging.getLogger(__name__)
@@ -30,91 +31,13 @@ READY_SECONDS = 20.0
 PROBE_INTERVAL_SECONDS = 0.1
 SEND_SECONDS = 10.0  # a kernel that takes no request for so long is stuck
 DRAIN_SECONDS, QUIET_SECONDS = 1.0, 0.1  # after a kernel's end: at most, and without a message
-IDLE_GRACE_SECONDS = 1.0  # after the reply; idle can be lost in a flood
 WORK_SECONDS = 0.001  # on the messages of one kernel at a stretch; then others get RESTS times as long
 RESTS = 2
 MAX_REST_SECONDS = QUIET_SECONDS / 10
-MAX_PROMPT = 2_000  # characters
-END_OF_INPUT = "\x04"  # ipykernel raises EOFError for it
 MAX_MESSAGE_BYTES = 256 << 20  # beyond it libzmq drops the connection
 MAX_QUEUED_MESSAGES = 32  # of one channel, read by libzmq and not yet by us; a kernel that sends more has to wait
 
 Channel = Literal["shell", "control", "stdin"]
-ReplyStatus = Literal["ok", "error", "aborted"]
-
-
-@dataclass
-class Reply:
-    """An `execute_reply`.
-
-    Attributes:
-        status: as in the message; `aborted` for a request that the kernel did not run.
-        execution_count: number of the cell, 0 if the kernel gave none.
-        exiting: the code called `exit()` or `quit()`, so the kernel is about to end.
-        changes: what the cell did to variables and files.
-    """
-
-    status: ReplyStatus
-    execution_count: int
-    exiting: bool
-    error: Error | None
-    changes: Changes
-
-
-@dataclass
-class Input:
-    """Where a running cell asks a person something.
-
-    Attributes:
-        prompt: what it asks; None while it asks nothing.
-        password: the answer must not be shown.
-        asked: set while it waits for an answer.
-        count: how often it has asked.
-    """
-
-    prompt: str | None = None
-    password: bool = False
-    asked: anyio.Event = field(default_factory=anyio.Event)
-    count: int = 0
-
-    def ask(self, content: dict[str, Any]) -> None:
-        """Takes in an `input_request`."""
-        self.prompt = str(content.get("prompt", ""))[:MAX_PROMPT]
-        self.password = content.get("password") is True
-        self.count += 1
-        self.asked.set()
-
-    def settle(self) -> None:
-        """It has been answered, or the cell does not wait any more."""
-        self.prompt = None
-        self.asked = anyio.Event()
-
-
-@dataclass
-class Execution:
-    """A cell on its way; the reader task fills it in.
-
-    Attributes:
-        input: None if nobody is there to answer `input()`.
-        reply: the shell reply once it is here.
-        over: set when the reply and idle are in, or the kernel is gone.
-        gone: the kernel ended before the cell was over.
-    """
-
-    msg_id: str
-    outputs: Outputs = field(default_factory=Outputs)
-    input: Input | None = None
-    reply: Reply | None = None
-    idle: anyio.Event = field(default_factory=anyio.Event)
-    replied: anyio.Event = field(default_factory=anyio.Event)
-    over: anyio.Event = field(default_factory=anyio.Event)
-    gone: bool = False
-
-    def end(self) -> None:
-        """The kernel is gone."""
-        self.gone = True
-        for event in (self.idle, self.replied, self.over):
-            event.set()
 
 
 @dataclass
@@ -169,13 +92,6 @@ class KernelConnection:
             yield execution
         finally:
             self._executions.pop(execution.msg_id, None)
-
-    async def wait_over(self, execution: Execution) -> None:
-        """Waits until the reply and idle are in; for idle at most IDLE_GRACE_SECONDS longer than for the reply."""
-        await execution.replied.wait()
-        with anyio.move_on_after(IDLE_GRACE_SECONDS):
-            await execution.idle.wait()
-        execution.over.set()
 
     async def interrupt(self) -> None:
         """Asks the kernel to raise KeyboardInterrupt in the running cell."""
@@ -264,10 +180,7 @@ class KernelConnection:
         elif execution and msg_type == "input_request" and execution.input:
             execution.input.ask(content)
         elif execution and msg_type == "execute_reply":
-            execution.reply = _reply_of(content, message["metadata"])
-            for page in _pages(content):
-                execution.outputs.fold("display_data", page)
-            execution.replied.set()
+            execution.take_reply(content, message["metadata"])
 
     def _route_iopub(self, msg_type: str, execution: Execution | None, content: dict[str, Any]) -> None:
         self._subscribed.set()
@@ -296,25 +209,6 @@ class KernelConnection:
             with anyio.move_on_after(PROBE_INTERVAL_SECONDS):
                 await self._subscribed.wait()
                 return
-
-
-def _pages(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the code showed in a pager (`len?`): payloads of the reply instead of outputs."""
-    payload = content.get("payload")
-    items = payload if isinstance(payload, list) else []
-    return [item for item in items if isinstance(item, dict) and item.get("source") == "page"]
-
-
-def _reply_of(content: dict[str, Any], metadata: dict[str, Any]) -> Reply:
-    status: ReplyStatus = "ok"
-    if content.get("status") in ("error", "aborted"):
-        status = content["status"]
-    payload = content.get("payload")
-    exiting = isinstance(payload, list) and any(
-        isinstance(item, dict) and item.get("source") == "ask_exit" and not item.get("keepkernel") for item in payload
-    )
-    error = error_of(content) if status == "error" else None
-    return Reply(status, count_of(content) or 0, exiting, error, changes_of(metadata))
 
 
 @contextmanager

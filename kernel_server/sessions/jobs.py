@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from kernel_server.kernels.connection import Execution, Input
+from kernel_server.kernels.executions import Execution, Input
 from kernel_server.kernels.outputs import Outputs, Stream
 from kernel_server.sessions.results import Cell, CellResult
 from kernel_server.text import one_line, settle, strip_ansi

@@ -17,7 +17,8 @@ from anyio.abc import TaskGroup
 from kernel_server.errors import EngineError, FileError, KernelError, SessionError
 from kernel_server.hosts.base import Death, KernelHost, Usage
 from kernel_server.kernels.changes import Changes, Look
-from kernel_server.kernels.connection import END_OF_INPUT, Execution, KernelConnection
+from kernel_server.kernels.connection import KernelConnection
+from kernel_server.kernels.executions import END_OF_INPUT, Execution
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.sessions.jobs import Job
 from kernel_server.sessions.lives import KILL_SECONDS, Life, Lives, first
@@ -319,7 +320,7 @@ class Session:
     async def _wait(self, kernel: KernelConnection, job: Job, execution: Execution) -> Status | None:
         """Waits for the cell; the status if it was we who stopped it."""
         with job.scope, anyio.move_on_after(job.cell.timeout or None) as deadline:
-            await kernel.wait_over(execution)
+            await execution.wait_over()
         if execution.over.is_set():
             return None
         await self._stop_cell(kernel, execution)
@@ -334,7 +335,7 @@ class Session:
         for seconds, interrupt in zip(INTERRUPT_SECONDS, (kernel.interrupt, self._signal), strict=True):
             with anyio.move_on_after(seconds), suppress(KernelError, EngineError):
                 await interrupt()
-                await kernel.wait_over(execution)
+                await execution.wait_over()
             if execution.over.is_set():
                 return
         logger.warning("session %s: the cell ignores interrupts, its kernel is killed", self.session_id)

@@ -18,7 +18,7 @@ from mcp.types import ElicitRequest, ElicitRequestFormParams, ElicitResult, Inpu
 from pydantic import ValidationError
 
 from kernel_server.errors import KernelError, RequestError
-from kernel_server.kernels.connection import Input
+from kernel_server.kernels.executions import Input
 from kernel_server.sessions.jobs import Job
 from kernel_server.sessions.session import PROGRESS_SECONDS, OnProgress, Session
 from kernel_server.text import clean

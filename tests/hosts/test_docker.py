@@ -35,7 +35,7 @@ async def printed(host: ControlledHost, session_id: str, code: str) -> str:
     launched = await host.spawn(session_id)
     with zmq_context() as context:
         async with connect_kernel(context, launched.connection) as kernel, kernel.execute(code) as execution:
-            await kernel.wait_over(execution)
+            await execution.wait_over()
     return "".join(item.text for item in execution.outputs.items if isinstance(item, Stream))
 
 

@@ -31,7 +31,7 @@ async def running_kernel(state_dir: Path) -> AsyncIterator[KernelConnection]:
 
 async def run_cell(kernel: KernelConnection, number: int) -> None:
     async with kernel.execute(f"print({number}); {number}") as execution:
-        await kernel.wait_over(execution)
+        await execution.wait_over()
     assert execution.reply is not None, f"cell {number} lost its reply"
     if execution.reply.status == "ok":
         printed = [getattr(item, "text", "") for item in execution.outputs.items]
@@ -72,4 +72,4 @@ async def test_a_request_without_an_answer_is_noticed(tmp_path: Path) -> None:
 
 async def run_cell_for_ever(kernel: KernelConnection) -> None:
     async with kernel.execute("import time\nwhile True: time.sleep(1)") as execution:
-        await kernel.wait_over(execution)
+        await execution.wait_over()

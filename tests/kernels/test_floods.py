@@ -11,7 +11,8 @@ import pytest
 import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
-from kernel_server.kernels.connection import Execution, KernelConnection
+from kernel_server.kernels.connection import KernelConnection
+from kernel_server.kernels.executions import Execution
 from kernel_server.kernels.outputs import MAX_TAIL_BYTES, MAX_TEXT_BYTES, Outputs, Stream
 from tests.driving import eventually
 from tests.kernels.test_bursts import running_kernel
@@ -27,7 +28,7 @@ async def run(kernel: KernelConnection, code: str) -> AsyncIterator[Execution]:
     """The cell at its end."""
     async with kernel.execute(code) as execution:
         with anyio.fail_after(SECONDS):
-            await kernel.wait_over(execution)
+            await execution.wait_over()
         yield execution
 
 
@@ -119,7 +120,7 @@ async def test_interrupted_flood_is_over_with_all_that_it_sent(tmp_path: Path, f
             await eventually(lambda: len(getattr([*execution.outputs.items, ""][0], "head", "")) > 1_000_000)
             with anyio.fail_after(SECONDS):
                 await kernel.interrupt()
-                await kernel.wait_over(execution)
+                await execution.wait_over()
             assert execution.idle.is_set()
             assert execution.outputs.ended_with_error
 
