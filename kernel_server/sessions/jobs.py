@@ -77,8 +77,8 @@ class Job:
                 return one_line(lines[-1]) if lines else ""
         return ""
 
-    def outcome(self, session_id: str, generation: int, note: str) -> CellResult:
-        """Its result, or what there is of it so far with `note`.
+    def outcome(self, session_id: str, generation: int) -> CellResult:
+        """Its result, or what there is of it so far with a note on how to get the rest.
 
         Raises:
             KernelServerError: there is none: no kernel, or the session was ended.
@@ -88,6 +88,20 @@ class Job:
         if self.result is not None:
             return self.result
         outputs = self.execution.outputs if self.execution else Outputs()
+        notes = [self._how_to_go_on(session_id)]
         return CellResult(
-            session_id, "running", outputs, 0, generation, self.seconds, [note], queued_seconds=self.queued_seconds
+            session_id, "running", outputs, 0, generation, self.seconds, notes, queued_seconds=self.queued_seconds
+        )
+
+    def _how_to_go_on(self, session_id: str) -> str:
+        if self.input.prompt is not None:
+            return (
+                f"The code asks a person: {one_line(self.input.prompt)!r}. Call wait(session_id={session_id!r}) to "
+                "put it to them, or interrupt to stop it."
+            )
+        if self.started is None:
+            return f"Waiting for its turn behind another cell. Call wait(session_id={session_id!r}) to go on."
+        return (
+            f"Still running after {self.seconds:.0f} s; this is the output so far. Call "
+            f"wait(session_id={session_id!r}) to go on waiting, or interrupt to stop it."
         )

@@ -1,9 +1,7 @@
-"""One session: the order of its cells, who collects them, what it tells about losses."""
+"""One session: its life, the order of its cells, who collects them."""
 
 from __future__ import annotations
 
-import logging
-import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,24 +12,17 @@ import anyio
 import zmq.asyncio
 from anyio.abc import TaskGroup
 
-from kernel_server.errors import EngineError, FileError, KernelError, SessionError
+from kernel_server.errors import EngineError, KernelError, SessionError
 from kernel_server.hosts.base import Death, KernelHost, Usage
-from kernel_server.kernels.changes import Changes, Look
-from kernel_server.kernels.connection import KernelConnection
-from kernel_server.kernels.executions import END_OF_INPUT, Execution
+from kernel_server.kernels.changes import Look
+from kernel_server.kernels.executions import END_OF_INPUT
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.sessions.jobs import Job
-from kernel_server.sessions.lives import KILL_SECONDS, Life, Lives, first
-from kernel_server.sessions.results import Cell, CellResult, Status, explain_death, explain_error, explain_loss
-from kernel_server.text import one_line
-from kernel_server.transcripts.journal import Journal, JournaledCell
+from kernel_server.sessions.lives import Life, Lives, first
+from kernel_server.sessions.results import Cell, CellResult
+from kernel_server.sessions.runs import STOP_SECONDS, Runner, record
+from kernel_server.transcripts.journal import Journal
 
-logger = logging.getLogger(__name__)
-
-# Stopping a cell: ask, look, ask again, look, then kill; 5 s in all.
-INTERRUPT_SECONDS = (2.0, 1.5)
-STOP_SECONDS = sum(INTERRUPT_SECONDS) + KILL_SECONDS + 3.0
-DEATH_REPORT_SECONDS = 2.0  # between a closed connection and the kernel host's word of what happened
 CLEAR_SECONDS = 30.0
 PROGRESS_SECONDS = 4.0  # between two notifications; clients count silence as a hang
 MAX_UNCOLLECTED = 5  # outcomes that are kept for somebody to call `wait`
@@ -76,6 +67,7 @@ class Session:
         self._submitted = 0
         self._users = 0
         self._lives = Lives(session_id, host, context, warm=warm)
+        self._runner = Runner(session_id, host, self._lives)
         self._ending: SessionError | None = None
         self._clear_at_end = True
         self._over = anyio.Event()
@@ -140,8 +132,7 @@ class Session:
         Raises:
             SessionError: it has been ended.
         """
-        if self._ending is not None:
-            raise self._ending
+        self._check_open()
         self._users += 1
         try:
             yield
@@ -157,8 +148,7 @@ class Session:
             SessionError: the session was ended meanwhile.
         """
         await self._lives.wait_spawned()
-        if self._ending is not None:
-            raise self._ending
+        self._check_open()
 
     async def wait_ready(self) -> None:
         """Waits until its kernel answers; raises as `wait_spawned`."""
@@ -174,8 +164,7 @@ class Session:
         Raises:
             SessionError: the session has been ended.
         """
-        if self._ending is not None:
-            raise self._ending
+        self._check_open()
         assert self._tasks is not None, "a session takes cells once it is ready"
         self._submitted += 1
         job = Job(cell, self._submitted)
@@ -202,7 +191,7 @@ class Session:
                         await on_progress(job.seconds, job.last_line)
         if job.done.is_set() and job in self._jobs:
             self._jobs.remove(job)
-        return job.outcome(self.session_id, self.generation, self._how_to_go_on(job))
+        return job.outcome(self.session_id, self.generation)
 
     def job(self, number: int) -> Job | None:
         """The job of that number, while its outcome has not been collected."""
@@ -273,19 +262,6 @@ class Session:
         """The job that the kernel is working on."""
         return next((job for job in self._jobs if job.started is not None and not job.done.is_set()), None)
 
-    def _how_to_go_on(self, job: Job) -> str:
-        if job.input.prompt is not None:
-            return (
-                f"The code asks a person: {one_line(job.input.prompt)!r}. Call wait(session_id={self.session_id!r}) to "
-                "put it to them, or interrupt to stop it."
-            )
-        if job.started is None:
-            return f"Waiting for its turn behind another cell. Call wait(session_id={self.session_id!r}) to go on."
-        return (
-            f"Still running after {job.seconds:.0f} s; this is the output so far. Call "
-            f"wait(session_id={self.session_id!r}) to go on waiting, or interrupt to stop it."
-        )
-
     async def _work(self, job: Job) -> None:
         try:
             async with self.in_use(), self._turn:
@@ -300,111 +276,21 @@ class Session:
 
     async def _run(self, job: Job) -> CellResult:
         life = await self._current_life()
-        assert life.kernel is not None
-        begun = datetime.now(timezone.utc)
         if job.stopped:
             return CellResult(self.session_id, "interrupted", Outputs(), 0, life.generation, 0.0, [NEVER_STARTED])
+        begun = datetime.now(timezone.utc)
         job.started = time.monotonic()
-        stdin = job.input if job.cell.interactive else None
-        async with life.kernel.execute(job.cell.code, stdin) as execution:
-            job.execution = execution
-            stopped = await self._wait(life.kernel, job, execution)
-        if self._ending is not None:
-            raise self._ending
-        result = await self._result(life, execution, stopped, job)
-        if not job.abandoned:
-            self._lives.loss = None  # this result tells of it
-        self._record(job.cell, result, begun)
+        stopped = await self._runner.execute(life, job)
+        self._check_open()
+        result = await self._runner.result(life, job, stopped)
+        record(self.journal, job.cell, result, begun)
         return result
-
-    async def _wait(self, kernel: KernelConnection, job: Job, execution: Execution) -> Status | None:
-        """Waits for the cell; the status if it was we who stopped it."""
-        with job.scope, anyio.move_on_after(job.cell.timeout or None) as deadline:
-            await execution.wait_over()
-        if execution.over.is_set():
-            return None
-        await self._stop_cell(kernel, execution)
-        return "timeout" if deadline.cancelled_caught else "interrupted"
-
-    async def _stop_cell(self, kernel: KernelConnection, execution: Execution) -> None:
-        """Interrupts, looks, interrupts again, looks, and in the end kills.
-
-        The second time from outside: a kernel whose interpreter is held by native code reads no requests, but a signal
-        reaches code such as a regular expression's.
-        """
-        for seconds, interrupt in zip(INTERRUPT_SECONDS, (kernel.interrupt, self._signal), strict=True):
-            with anyio.move_on_after(seconds), suppress(KernelError, EngineError):
-                await interrupt()
-                await execution.wait_over()
-            if execution.over.is_set():
-                return
-        logger.warning("session %s: the cell ignores interrupts, its kernel is killed", self.session_id)
-        await self._lives.kill()
-        with anyio.move_on_after(KILL_SECONDS):
-            await execution.over.wait()
-
-    async def _signal(self) -> None:
-        await self._host.signal(self.session_id, signal.SIGINT)
-
-    async def _result(self, life: Life, execution: Execution, stopped: Status | None, job: Job) -> CellResult:
-        notes = job.notes
-        reply = execution.reply
-        exiting = reply is not None and reply.exiting
-        result = CellResult(
-            self.session_id,
-            "ok",
-            execution.outputs,
-            reply.execution_count if reply else 0,
-            life.generation,
-            job.seconds,
-            notes,
-            job.queued_seconds,
-            Outputs() if job.abandoned else self._lives.late.take(),
-            reply.changes if reply else Changes(),
-        )
-        if exiting or execution.gone:
-            with anyio.move_on_after(DEATH_REPORT_SECONDS):
-                await life.ended.wait()
-            cause = explain_death(life.death, exiting, self._host.description.memory)
-            result.status = stopped or "died"
-            if stopped:
-                cause = "The cell did not react to being interrupted, so its kernel was killed."
-            notes.append(f"{cause} {explain_loss(life.generation + 1)}")
-            if self._lives.loss is not None and self._lives.loss.generation < life.generation:
-                notes.insert(0, self._lives.loss.text)
-            return result
-        if self._lives.loss is not None:
-            notes.append(self._lives.loss.text)
-        if stopped:
-            result.status = stopped
-        elif reply is not None and reply.status != "ok":
-            result.status = "error"
-            if reply.error is not None and execution.outputs.error is None:
-                execution.outputs.add_error(reply.error)
-        elif execution.outputs.ended_with_error:  # %run shows the exception of a script itself and replies ok
-            result.status = "error"
-        if result.status == "error":
-            notes += explain_error(execution.outputs.error, self._host.description.hints)
-        return result
-
-    def _record(self, cell: Cell, result: CellResult, begun: datetime) -> None:
-        journaled = JournaledCell(
-            source=cell.source or cell.code,
-            outputs=Outputs([*result.late.items, *result.outputs.items]),
-            execution_count=result.execution_count,
-            status=result.status,
-            generation=result.generation,
-            begun=begun,
-            ended=datetime.now(timezone.utc),
-            notes=list(result.notes),
-        )
-        try:
-            self.journal.append(journaled)
-        except FileError as error:  # the code ran: its result must not be lost with its record
-            result.notes.append(str(error))
 
     async def _current_life(self) -> Life:
         life = await self._lives.current()
+        self._check_open()
+        return life
+
+    def _check_open(self) -> None:
         if self._ending is not None:
             raise self._ending
-        return life

@@ -9,7 +9,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from kernel_server.sessions import session as session_module
+from kernel_server.sessions import runs
 from tests.driving import Handle, Reply
 
 pytestmark = pytest.mark.anyio
@@ -78,7 +78,7 @@ async def stop(session: Handle, code: str) -> tuple[Reply, Reply]:
 
 async def test_interrupt_stops_whatever_the_cell_is_doing(session: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Issue 3: code that waits in a child process, in C, in an event loop. One session outlives all of it."""
-    monkeypatch.setattr(session_module, "INTERRUPT_SECONDS", (1.0, 3.0))
+    monkeypatch.setattr(runs, "INTERRUPT_SECONDS", (1.0, 3.0))
     await session.run(SETUP)
     for name, code in STOPPED.items():
         said, result = await stop(session, code)
@@ -89,7 +89,7 @@ async def test_interrupt_stops_whatever_the_cell_is_doing(session: Handle, monke
 
 async def test_what_ignores_interrupts_is_killed_and_told(session: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Issue 3: then kill and a fresh kernel. Both calls tell, the next result does not any more."""
-    monkeypatch.setattr(session_module, "INTERRUPT_SECONDS", (0.4, 0.3))
+    monkeypatch.setattr(runs, "INTERRUPT_SECONDS", (0.4, 0.3))
     for generation, (name, code) in enumerate(KILLED.items(), 1):
         await session.run(SETUP)
         said, result = await stop(session, code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from kernel_server.sessions import runs
 from kernel_server.sessions import session as session_module
 from tests.driving import Handle, Reply, eventually
 
@@ -177,7 +178,7 @@ async def test_looks_that_do_not_end_hold_up_nothing(session: Handle) -> None:
 async def test_kernel_that_cannot_answer_is_told(session: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours: native code that holds the interpreter lets no thread run. The answer says what to do."""
     monkeypatch.setattr(session_module, "LOOK_SECONDS", 1.0)
-    monkeypatch.setattr(session_module, "INTERRUPT_SECONDS", (0.2, 0.2))
+    monkeypatch.setattr(runs, "INTERRUPT_SECONDS", (0.2, 0.2))
     await session.run("import itertools; sum(itertools.repeat(1))", wait=0.2)
     reply = await look(session)
     assert reply.is_error
