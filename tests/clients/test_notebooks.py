@@ -50,7 +50,17 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(images) == 1
     for expected in (
         "session_id: ",
+        "[variables: new tides DataFrame (25, 1)]",
+        "[variables: new ax Axes. files: new tides.png (",
         "ValueError: could not convert string to float: 'high tide'",
+        "[nothing is running]\ntides DataFrame (25, 1)\nax Axes\n",
+        "203 bytes  tides.csv",
+        "; this is the output so far. Call wait(",
+        "[running for ",
+        "Interrupted after ",
+        "KeyboardInterrupt\n[The cell was interrupted.]\n[variables: new step int]",
+        " bytes left out; read_output(session_id=",
+        "4322: hour 4321: 0.73 m",
         "above 3.0 m in 7 of 25 hours",
         "above 2.5 m in 10 hours",
         "['tides.ipynb', 'tides.png']",
