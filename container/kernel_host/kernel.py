@@ -37,6 +37,7 @@ from .variables import Variables
 # Names of the sockets: jupyter_client's ipc transport appends "-<port>" to `ip`.
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
 MAX_QUEUED_MESSAGES = 32  # for a reader; what is queued when a cell is interrupted is read after its end
+INTERRUPT_AGAIN_SECONDS = 0.02
 CA_BUNDLE = "/opt/kernel_server/ca-bundle.crt"  # if the image was built with one
 
 Message = dict[str, Any]
@@ -83,14 +84,28 @@ class SessionKernel(IPythonKernel):
         self._workspace = os.getcwd()
         self._variables = Variables(self.shell)
         self._changes: ChangeReport | None = None
+        self._requests = 0
 
     def pre_handler_hook(self) -> None:
         """Sets the handler of SIGINT for the length of a request."""
+        self._requests += 1
         self.saved_sigint_handler = signal.signal(signal.SIGINT, self._interrupt)
+
+    def post_handler_hook(self) -> None:
+        """The request is done; what was to interrupt it does not interrupt the next one."""
+        super().post_handler_hook()
+        self._requests += 1
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         if self._in_session_code(frame):
             raise KeyboardInterrupt
+        # Perhaps the cell is about to begin.
+        control = self.control_thread.io_loop
+        control.add_callback(control.call_later, INTERRUPT_AGAIN_SECONDS, self._interrupt_again, self._requests)
+
+    def _interrupt_again(self, request: int) -> None:
+        if self._requests == request:
+            os.kill(os.getpid(), signal.SIGINT)
 
     @contextmanager
     def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> Iterator[None]:

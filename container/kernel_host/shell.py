@@ -15,6 +15,7 @@ from traitlets import default
 
 from .errors import ErrorShell
 from .pictures import Pictures
+from .streams import wait_sent
 
 
 class SessionDisplayPublisher(ZMQDisplayPublisher):
@@ -29,6 +30,7 @@ class SessionDisplayPublisher(ZMQDisplayPublisher):
             data, metadata, self.parent_header.get("msg_id", ""), display_id, update=update
         )
         super().publish(data, metadata, transient=transient, update=update, **kwargs)
+        wait_sent(self.pub_socket.io_thread)
 
     def clear_output(self, wait: bool = False) -> None:
         """Clears the outputs of the cell, which makes room for other pictures."""

@@ -24,6 +24,7 @@ MAX_TURNS = 500  # of a cell, from one stream to the other; each is a message, a
 # Of one cell; as in kernel_server/kernels/outputs.py.
 HEAD_CHARACTERS = 4 << 20
 TAIL_CHARACTERS = 1 << 20
+SENT_SECONDS = 10.0  # as OutStream's flush_timeout
 PIECE_CHARACTERS = 128 << 10  # of one message; the server serves other sessions in between
 
 
@@ -93,6 +94,8 @@ class SessionOutStream(OutStream):
         if self._is_master_process():
             self._take()
         super().flush()
+        if self._sent:
+            wait_sent(self.pub_thread)
 
     def _flush(self) -> None:
         """Sends what was written since the last time; runs in the thread of IOPub."""
@@ -132,6 +135,17 @@ class SessionOutStream(OutStream):
             data = os.read(self._fid, PIPE_BYTES)
             self.write(self._decoder.decode(data))
         return bool(data)
+
+
+def wait_sent(pub_thread: Any) -> None:
+    """Waits until IOPub's thread has sent what it was given: a cell may end the process next.
+
+    A flush of ipykernel's returns when the message is made, which has its own turn to be sent.
+    """
+    if pub_thread.thread.is_alive() and pub_thread.thread is not threading.current_thread():
+        sent = threading.Event()
+        pub_thread.schedule(sent.set)
+        sent.wait(SENT_SECONDS)
 
 
 def pieces(text: str, head: int) -> Iterator[tuple[int, str]]:

@@ -184,7 +184,9 @@ class KernelConnection:
 
     def _route_iopub(self, msg_type: str, execution: Execution | None, content: dict[str, Any]) -> None:
         self._subscribed.set()
-        if msg_type != "status":
+        if execution and msg_type == "execute_input":
+            execution.begun.set()
+        elif msg_type != "status":
             outputs = execution.outputs if execution else self._late
             outputs.fold(msg_type, content)
         elif execution and content.get("execution_state") == "idle":

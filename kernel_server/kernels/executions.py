@@ -74,6 +74,7 @@ class Execution:
     Attributes:
         input: None if nobody is there to answer `input()`.
         reply: the shell reply once it is here.
+        begun: set when the kernel has said that it runs this cell.
         over: set when the reply and idle are in, or the kernel is gone.
         gone: the kernel ended before the cell was over.
     """
@@ -82,6 +83,7 @@ class Execution:
     outputs: Outputs = field(default_factory=Outputs)
     input: Input | None = None
     reply: Reply | None = None
+    begun: anyio.Event = field(default_factory=anyio.Event)
     idle: anyio.Event = field(default_factory=anyio.Event)
     replied: anyio.Event = field(default_factory=anyio.Event)
     over: anyio.Event = field(default_factory=anyio.Event)
@@ -104,7 +106,7 @@ class Execution:
     def end(self) -> None:
         """The kernel is gone."""
         self.gone = True
-        for event in (self.idle, self.replied, self.over):
+        for event in (self.begun, self.idle, self.replied, self.over):
             event.set()
 
 

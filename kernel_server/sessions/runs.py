@@ -62,6 +62,7 @@ class Runner:
         """
         for seconds, interrupt in zip(INTERRUPT_SECONDS, (kernel.interrupt, self._signal), strict=True):
             with anyio.move_on_after(seconds), suppress(KernelError, EngineError):
+                await execution.begun.wait()
                 await interrupt()
                 await execution.wait_over()
             if execution.over.is_set():

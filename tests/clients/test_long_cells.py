@@ -127,6 +127,7 @@ async def test_memory_death_is_told_with_its_cause_and_the_next_cell_runs(tmp_pa
             await caller.value("kept = 1; open('file', 'w').write('kept')")
             result = await caller.call("run_code", code=EATS_ALL)
             assert result.status == "died", result.text
+            assert result.text.startswith("begun\n")
             assert "PY_EXEC_MEMORY" in result.text
             assert "generation 2" in result.text
             assert await caller.value("open('file').read(), 'kept' in globals()") == "('kept', False)"
