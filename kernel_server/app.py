@@ -7,14 +7,14 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import anyio
 from mcp.server import MCPServer
 
 from kernel_server import __version__
 from kernel_server.config import Settings
-from kernel_server.hosts.base import HostSettings, KernelHost, Report
+from kernel_server.hosts.base import HostSettings, KernelHosts
 from kernel_server.tools import code, files, listing, outputs, resources, sessions, variables
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import Services
@@ -57,11 +57,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     from kernel_server.sessions.registry import Limits, open_registry
     from kernel_server.transcripts.journal import JournalFolder
 
-    def make_host(report: Report) -> AbstractAsyncContextManager[KernelHost]:
-        return _make_host(settings, report)
-
-    limits = Limits(settings.session_ttl, settings.session_max, settings.pool)
-    async with open_registry(make_host, limits, JournalFolder(settings.state_dir / "journals")) as registry:
+    hosts = _make_hosts(settings)
+    limits = Limits(settings.session_ttl, settings.session_max, settings.pool, host_settings(settings).per_host)
+    async with open_registry(hosts, limits, JournalFolder(settings.state_dir / "journals")) as registry:
         yield Services(
             registry=registry,
             input_folder=settings.input_folder,
@@ -74,10 +72,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
 
 def host_settings(settings: Settings) -> HostSettings:
     """The slice of the settings that kernel hosts get."""
+    per_host = settings.sessions_per_container if settings.engine == "docker" else 0
     return HostSettings(
         image=settings.image,
         preload=settings.preload_modules,
-        session_max=settings.session_max + settings.pool,
+        session_max=per_host or settings.session_max + settings.pool,
+        per_host=per_host,
         memory=settings.memory,
         session_memory=settings.session_memory,
         workspace_size=settings.workspace_size,
@@ -88,14 +88,14 @@ def host_settings(settings: Settings) -> HostSettings:
     )
 
 
-def _make_host(settings: Settings, report: Report) -> AbstractAsyncContextManager[KernelHost]:
+def _make_hosts(settings: Settings) -> KernelHosts:
     if settings.engine == "local":
-        from kernel_server.hosts.local import local_host
+        from kernel_server.hosts.local import LocalHosts
 
-        return local_host(host_settings(settings), report)
-    from kernel_server.hosts.docker import docker_host
+        return LocalHosts(host_settings(settings))
+    from kernel_server.hosts.docker import DockerHosts
 
-    return docker_host(host_settings(settings), report)
+    return DockerHosts(host_settings(settings))
 
 
 @asynccontextmanager

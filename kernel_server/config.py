@@ -114,6 +114,14 @@ class Settings(BaseSettings):
         ge=0,
         le=50,
     )
+    sessions_per_container: int = _setting(
+        "PY_EXEC_SESSIONS_PER_CONTAINER",
+        0,
+        "How many sessions share a container; 0 is all of them, 1 gives each its own (safer, with more memory for each).",
+        "a whole number from 0 to 500",
+        ge=0,
+        le=500,
+    )
     timeout: float = _setting(
         "PY_EXEC_TIMEOUT",
         3600.0,
@@ -136,7 +144,7 @@ class Settings(BaseSettings):
         "a size of 1000 bytes or more, such as 10k",
         ge=1000,
     )
-    memory: Bytes = _setting("PY_EXEC_MEMORY", 4 << 30, "Memory limit of the container; 0 is none.", SIZE_FORM, ge=0)
+    memory: Bytes = _setting("PY_EXEC_MEMORY", 4 << 30, "Memory limit of a container; 0 is none.", SIZE_FORM, ge=0)
     session_memory: Bytes = _setting(
         "PY_EXEC_SESSION_MEMORY",
         2 << 30,
@@ -151,7 +159,7 @@ class Settings(BaseSettings):
         SIZE_FORM,
         ge=0,
     )
-    cpus: float = _setting("PY_EXEC_CPUS", 0.0, "CPUs of the container; 0 is all.", "a number, 0 or more", ge=0)
+    cpus: float = _setting("PY_EXEC_CPUS", 0.0, "CPUs of a container; 0 is all.", "a number, 0 or more", ge=0)
     preload: Annotated[list[str], NoDecode, BeforeValidator(_split)] = _setting(  # NoDecode: no JSON in the environment
         "PY_EXEC_PRELOAD",
         "numpy,pandas,matplotlib.pyplot",

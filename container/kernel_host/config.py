@@ -16,6 +16,7 @@ class Config:
     Attributes:
         run_dir: where the sockets are; shared with the server, closed to sessions.
         workspace_dir: holds `sessions/`, `private/`, `shared/` and `.staging/`.
+        shared_volume: holds `files/` and `.staging/` of a shared folder that other containers have, too; "" for none.
         isolation: `uid` (root in a container: a UID for each session) or `process_group` (no isolation).
         host_uid: UID of the server's user, as this process sees it; owns what lies in `run_dir`.
         first_uid, uid_count: the range of session UIDs that belongs to this kernel host alone.
@@ -29,6 +30,7 @@ class Config:
 
     run_dir: str
     workspace_dir: str
+    shared_volume: str = ""
     isolation: str = "uid"
     host_uid: int = 0
     first_uid: int = 20_000
@@ -56,9 +58,14 @@ class Config:
 
     @property
     def shared_dir(self) -> str:
-        return f"{self.workspace_dir}/shared"
+        return f"{self.shared_volume}/files" if self.shared_volume else f"{self.workspace_dir}/shared"
 
     @property
     def staging_dir(self) -> str:
         """Where the engine's archive API puts and takes files; 0700, so no session can plant anything in it."""
         return f"{self.workspace_dir}/.staging"
+
+    @property
+    def shared_staging_dir(self) -> str:
+        """The same for the shared folder: what is staged moves to its place, within one file system."""
+        return f"{self.shared_volume or self.workspace_dir}/.staging"

@@ -75,9 +75,12 @@ class Server:
             (self._config.private_dir, 0o711),
             (self._config.shared_dir, 0o755),
             (self._config.staging_dir, 0o700),
+            (self._config.shared_staging_dir, 0o700),
         ):
             os.makedirs(folder, exist_ok=True)
             os.chmod(folder, mode)
+        if self._config.shared_volume:
+            os.symlink(self._config.shared_dir, f"{self._config.workspace_dir}/shared")
 
     def _make_listener(self) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

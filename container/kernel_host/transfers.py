@@ -36,7 +36,8 @@ class FileRequests:
         name = str(request["staging"])
         if not name.isalnum():
             raise Refused("a staging name is letters and digits")
-        return f"{self._config.staging_dir}/{name}"
+        folder = self._config.staging_dir if request["session_id"] else self._config.shared_staging_dir
+        return f"{folder}/{name}"
 
     def unstage(self, request: dict[str, Any], reply: Reply) -> None:
         """Removes a staging folder with all that is in it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,17 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class HostSettings:
-    """The slice of the settings that concerns kernel hosts; sizes in bytes, times in seconds, 0 is no limit."""
+    """The slice of the settings that concerns kernel hosts; sizes in bytes, times in seconds, 0 is no limit.
+
+    Attributes:
+        session_max: how many sessions there may be in one host.
+        per_host: the same as it was set; 0 where all are in one.
+    """
 
     image: str
     preload: list[str]
     session_max: int
+    per_host: int
     memory: int
     session_memory: int
     workspace_size: int
@@ -199,3 +205,20 @@ class KernelHost(Protocol):
         self, session_id: str, path: str, max_bytes: int
     ) -> AbstractAsyncContextManager[tuple[Staged, Iterator[bytes]]]:
         """Takes one file or folder out: what it is, and a tar stream of it to be read in a worker thread."""
+
+
+class KernelHosts(Protocol):
+    """Starts kernel hosts of one kind for one server."""
+
+    def start(self, report: Report) -> AbstractAsyncContextManager[KernelHost]:
+        """A kernel host for the length of the block.
+
+        Raises:
+            KernelServerError: it cannot be had.
+        """
+
+    def renew(self) -> Callable[[], Awaitable[None]]:
+        """Hosts that are started from now on share nothing with those before.
+
+        Returns: what removes the things that those shared; for when none of them is there any more.
+        """

@@ -171,7 +171,7 @@ class ControlledHost:
             yield name, str(made["path"]), int(made["uid"])
         finally:
             with anyio.move_on_after(TRANSFER_SECONDS, shield=True):
-                await self._file_request("unstage", staging=name, seconds=TRANSFER_SECONDS)
+                await self._file_request("unstage", session_id=session_id, staging=name, seconds=TRANSFER_SECONDS)
 
     async def _file_request(self, op: str, **arguments: Any) -> dict[str, Any]:
         try:

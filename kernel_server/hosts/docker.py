@@ -6,8 +6,9 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ from kernel_server.hosts.controlled import ControlledHost
 from kernel_server.hosts.engine import ContainerSpec, Engine, NameTaken
 from kernel_server.hosts.images import ImageRequest, ensure_kernel_image
 from kernel_server.hosts.rundir import run_folder
+from kernel_server.hosts.uids import LARGE, SMALL
+from kernel_server.hosts.volumes import SharedVolume
 from kernel_server.tasks import running
 from kernel_server.text import human_size
 
@@ -32,6 +35,7 @@ T = TypeVar("T")
 
 RUN_DIR = "/run/kernel_server"
 WORKSPACE_DIR = "/workspace"
+SHARED_DIR = "/shared"
 PYTHON = "/opt/kernel_server/venv/bin/python"
 KERNEL_HOST = "/opt/kernel_server/kernel_host"
 CA_BUNDLE = "/opt/kernel_server/ca-bundle.crt"
@@ -39,9 +43,6 @@ START_SECONDS = 60.0
 LEASE_SECONDS = 10.0  # a container whose server was killed leaves after this time
 # What kernel_host needs to make a session: become its UID, give it its folder, end its processes.
 CAPABILITIES = ("SETUID", "SETGID", "CHOWN", "KILL")
-# Each server has UIDs of its own, since RLIMIT_NPROC counts a UID across containers. The container's name reserves the
-# range: names are unique in an engine. All below 65536, the usual size of a user namespace (rootless engines).
-FIRST_UID, UIDS_PER_SERVER, MAX_SERVERS = 20_000, 1_000, 40
 PROCESSES_PER_SESSION = 256  # threads count too; a kernel has about 12
 OPEN_FILES_PER_SESSION = 4_096
 UNREACHABLE_HINT = (
@@ -72,9 +73,49 @@ class DockerArchive:
             raise FileError(f"Nothing was copied. {error}.") from error
 
 
+class DockerHosts:
+    """See `KernelHosts`. Where a server has several containers, they have a volume in common."""
+
+    def __init__(self, settings: HostSettings) -> None:
+        self._settings = settings
+        self._shared = self._make_shared()
+
+    def _make_shared(self) -> SharedVolume | None:
+        return SharedVolume(self._settings.state_dir / "volumes") if self._settings.per_host else None
+
+    def start(self, report: Report) -> AbstractAsyncContextManager[ControlledHost]:
+        return docker_host(self._settings, report, self._shared)
+
+    def renew(self) -> Callable[[], Awaitable[None]]:
+        shared, self._shared = self._shared, self._make_shared()
+
+        async def clear() -> None:
+            if shared is not None and shared.name:
+                with anyio.CancelScope(shield=True):
+                    await _in_thread(partial(_remove, shared))
+
+        return clear
+
+
+def _remove(volume: SharedVolume) -> None:
+    try:
+        engine = Engine.connect()
+        try:
+            volume.remove(engine)
+        finally:
+            engine.close()
+    except EngineError as error:
+        logger.warning("the shared folder is left for the next server to remove: %s", error)
+
+
 @asynccontextmanager
-async def docker_host(settings: HostSettings, report: Report) -> AsyncIterator[ControlledHost]:
+async def docker_host(
+    settings: HostSettings, report: Report, shared: SharedVolume | None = None
+) -> AsyncIterator[ControlledHost]:
     """Starts a container with kernel_host in it; removes it, and all kernels, on leaving.
+
+    Args:
+        shared: for /workspace/shared, which the container has for itself without it.
 
     Raises:
         EngineUnavailable: no engine, or no permission.
@@ -85,9 +126,12 @@ async def docker_host(settings: HostSettings, report: Report) -> AsyncIterator[C
     try:
         host_uid = await _in_thread(partial(_uid_inside, engine))
         image = await _in_thread(partial(_ensure_image, engine, settings, report))
+        if shared is not None:
+            await _in_thread(partial(shared.open, engine))
         report("Starting the container")
         with run_folder() as run_dir:
-            container_id = await _create(engine, settings, image, run_dir, host_uid)
+            place = Place(run_dir, host_uid, shared.name if shared else "")
+            container_id = await _create(engine, settings, image, place)
             try:
                 async with _started(engine, container_id, run_dir) as control:
                     description = _describe(control.hello, settings, image)
@@ -148,21 +192,28 @@ def _uid_inside(engine: Engine) -> int:
     return 0 if info.rootless else os.getuid()
 
 
-async def _create(engine: Engine, settings: HostSettings, image: str, run_dir: Path, host_uid: int) -> str:
-    for slot in range(MAX_SERVERS):
-        first_uid = FIRST_UID + slot * UIDS_PER_SERVER
-        if first_uid <= host_uid < first_uid + UIDS_PER_SERVER:
-            continue
-        spec = _spec(settings, image, run_dir, host_uid, f"kernel-server-{slot}", first_uid)
+@dataclass(frozen=True)
+class Place:
+    """Where a container reaches the server: its run folder, the server's UID inside; the volume that it shares or ""."""
+
+    run_dir: Path
+    host_uid: int
+    volume: str
+
+
+async def _create(engine: Engine, settings: HostSettings, image: str, place: Place) -> str:
+    ranges = SMALL if settings.session_max < SMALL.size else LARGE
+    for name, first_uid in ranges.others(place.host_uid):
+        spec = _spec(settings, image, place, name, first_uid, ranges.size)
         with suppress(NameTaken):
             return await _in_thread(partial(engine.create_container, spec))
     raise EngineError(
-        f"{MAX_SERVERS} containers of kernel servers exist on this engine already. Stop servers that are not needed, "
+        f"{ranges.many} containers of kernel servers exist on this engine already. Stop servers that are not needed, "
         "or remove what they left: docker ps -a --filter label=kernel_server.run_dir"
     )
 
 
-def _spec(settings: HostSettings, image: str, run_dir: Path, host_uid: int, name: str, first_uid: int) -> ContainerSpec:
+def _spec(settings: HostSettings, image: str, place: Place, name: str, first_uid: int, uid_count: int) -> ContainerSpec:
     limits = {"nproc": PROCESSES_PER_SESSION, "nofile": OPEN_FILES_PER_SESSION}
     if settings.session_memory:
         limits["data"] = settings.session_memory
@@ -171,10 +222,11 @@ def _spec(settings: HostSettings, image: str, run_dir: Path, host_uid: int, name
     config = {
         "run_dir": RUN_DIR,
         "workspace_dir": WORKSPACE_DIR,
+        "shared_volume": SHARED_DIR if place.volume else "",
         "isolation": "uid",
-        "host_uid": host_uid,
+        "host_uid": place.host_uid,
         "first_uid": first_uid,
-        "uid_count": UIDS_PER_SERVER,
+        "uid_count": uid_count,
         "preload": settings.preload,
         "processors": settings.cpus,
         "workspace_bytes": settings.workspace_size,
@@ -188,10 +240,10 @@ def _spec(settings: HostSettings, image: str, run_dir: Path, host_uid: int, name
         image=image,
         command=(PYTHON, "-s", KERNEL_HOST),
         environment={"KERNEL_HOST_CONFIG": json.dumps(config)},
-        labels={"kernel_server.run_dir": str(run_dir), "kernel_server.server_pid": str(os.getpid())},
+        labels={"kernel_server.run_dir": str(place.run_dir), "kernel_server.server_pid": str(os.getpid())},
         capabilities=CAPABILITIES,
-        binds={str(run_dir): RUN_DIR},
-        volumes=(WORKSPACE_DIR,),
+        binds={str(place.run_dir): RUN_DIR},
+        volumes={WORKSPACE_DIR: "", **({SHARED_DIR: place.volume} if place.volume else {})},
         tmpfs={"/tmp": f"rw,nosuid,nodev,size={TMP_BYTES},mode=1777"},  # noqa: S108 - the container's own
         memory=settings.memory,
         cpus=settings.cpus,
@@ -242,7 +294,7 @@ def _describe(hello: dict[str, Any], settings: HostSettings, image: str) -> Host
         limits.append(f"{settings.cpus:g} CPUs")
     return HostDescription(
         engine="docker",
-        isolation="container with a read-only system and no capabilities, a user id of its own per session",
+        isolation=f"container{_own(settings.per_host)} with a read-only system and no capabilities, a user id of its own per session",
         python=str(hello["python"]),
         preloaded=[str(name) for name in hello["preloaded"]],
         image=image,
@@ -251,6 +303,10 @@ def _describe(hello: dict[str, Any], settings: HostSettings, image: str) -> Host
         network="none",
         hints=_hints(settings),
     )
+
+
+def _own(per_host: int) -> str:
+    return {0: "", 1: " of its own"}.get(per_host, f" for at most {per_host} sessions")
 
 
 def _hints(settings: HostSettings) -> dict[str, str]:

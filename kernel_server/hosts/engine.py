@@ -94,7 +94,7 @@ class ContainerSpec:
 
     Attributes:
         binds: host path → container path.
-        volumes: container paths of fresh volumes that go with the container.
+        volumes: container path → name of a volume, or "" for a fresh one that goes with the container.
         tmpfs: container path → mount options.
         memory, shm_bytes: bytes; 0 is no limit of memory.
         cpus: 0 is all.
@@ -108,7 +108,7 @@ class ContainerSpec:
     labels: Mapping[str, str]
     capabilities: tuple[str, ...]
     binds: Mapping[str, str]
-    volumes: tuple[str, ...]
+    volumes: Mapping[str, str]
     tmpfs: Mapping[str, str]
     memory: int
     cpus: float
@@ -312,7 +312,7 @@ class Engine:
         from docker.types import LogConfig, Mount, Ulimit
 
         mounts = [Mount(target, source, type="bind") for source, target in spec.binds.items()]
-        mounts += [Mount(target, None, type="volume") for target in spec.volumes]
+        mounts += [Mount(target, name or None, type="volume") for target, name in spec.volumes.items()]
         host_config = self._client.create_host_config(
             auto_remove=True,
             cap_add=list(spec.capabilities),
@@ -373,6 +373,13 @@ class Engine:
                 # 409: its automatic removal is under way.
                 if error.status_code not in {HTTP_NOT_FOUND, HTTP_CONFLICT}:
                     raise
+
+    def remove_volume(self, name: str) -> None:
+        """Removes a volume that no container uses; no error if it is gone."""
+        import docker.errors
+
+        with _mapped(f"remove the volume {name}"), contextlib.suppress(docker.errors.NotFound):
+            self._client.remove_volume(name)
 
     def put_archive(self, container_id: str, folder: str, tar: Iterator[bytes]) -> None:
         """Unpacks a tar stream beneath a folder of the container, as root: only ever where no session can write."""

@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from kernel_server.errors import HostLost
 from kernel_server.hosts.base import HostDescription, HostSettings, Report
@@ -52,6 +53,19 @@ class LocalArchive:
                     yield chunk
         if process.returncode:
             raise HostLost(f"tar ended with {process.returncode}")
+
+
+class LocalHosts:
+    """See `KernelHosts`."""
+
+    def __init__(self, settings: HostSettings) -> None:
+        self._settings = settings
+
+    def start(self, report: Report) -> AbstractAsyncContextManager[ControlledHost]:
+        return local_host(self._settings, report)
+
+    def renew(self) -> Callable[[], Awaitable[None]]:
+        return anyio.lowlevel.checkpoint  # each removes its own folders
 
 
 @asynccontextmanager

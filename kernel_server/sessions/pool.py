@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from kernel_server.errors import KernelServerError
+from kernel_server.hosts.base import KernelHost
 from kernel_server.sessions.session import Session
 
 logger = logging.getLogger(__name__)
@@ -17,31 +18,33 @@ QUIET_SECONDS = 0.2  # after a session was taken: its first cell must not share 
 CHECK_SECONDS = 2.0  # between two looks at the memory
 RETRY_SECONDS = 5.0
 
+Wanted = Callable[[], Awaitable[int]]
 Start = Callable[[], Awaitable[Session]]
 End = Callable[[Session], Awaitable[None]]
-HasMemory = Callable[[], Awaitable[bool]]
 
 
 class Pool:
-    """Holds up to `size` spare sessions; `keep_filled` is its task. One that has been used never comes back."""
+    """Holds spare sessions, as many as are `wanted`; `keep_filled` is its task. One that has been used never comes back."""
 
-    def __init__(self, size: int, start: Start, end: End, has_memory: HasMemory) -> None:
-        self.size = size
+    def __init__(self, wanted: Wanted, start: Start, end: End) -> None:
+        self._wanted = wanted
         self._start = start
         self._end = end
-        self._has_memory = has_memory
         self._spares: deque[Session] = deque()
         self._taken = anyio.Event()
 
-    def find(self, session_id: str) -> Session | None:
-        """The spare session of that id."""
-        return next((spare for spare in self._spares if spare.session_id == session_id), None)
+    def remove(self, session_id: str) -> Session | None:
+        """Takes the spare session of that id, for the caller to end."""
+        found = next((spare for spare in self._spares if spare.session_id == session_id), None)
+        if found is not None:
+            self._spares.remove(found)
+        return found
 
-    def drain(self) -> list[Session]:
-        """Takes all, for the caller to end."""
-        spares = list(self._spares)
-        self._spares.clear()
-        return spares
+    def drain(self, host: KernelHost | None = None) -> list[Session]:
+        """Takes all, or those of one host, for the caller to end."""
+        drained = [spare for spare in self._spares if host is None or spare.host is host]
+        self._spares = deque(spare for spare in self._spares if spare not in drained)
+        return drained
 
     def take(self) -> Session | None:
         """A session that is the caller's from now on, or None if none is ready."""
@@ -49,14 +52,8 @@ class Pool:
         self._taken.set()
         return spare
 
-    async def drop(self, session: Session) -> None:
-        """Ends a spare session whose kernel has died."""
-        if session in self._spares:
-            self._spares.remove(session)
-            await self._end(session)
-
     async def keep_filled(self) -> None:
-        """Starts spare sessions, one at a time, and ends them while memory is short; for ever."""
+        """Starts spare sessions, one at a time, and ends those that are not wanted; for ever."""
         while True:
             self._taken = anyio.Event()
             try:
@@ -69,9 +66,8 @@ class Pool:
             await anyio.sleep(QUIET_SECONDS)
 
     async def _adjust(self) -> None:
-        if not await self._has_memory():
-            for spare in self.drain():
-                await self._end(spare)
-            return
-        while len(self._spares) < self.size:
+        wanted = await self._wanted()
+        while len(self._spares) > wanted:
+            await self._end(self._spares.pop())
+        while len(self._spares) < wanted:
             self._spares.append(await self._start())

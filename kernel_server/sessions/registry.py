@@ -1,4 +1,4 @@
-"""All sessions of this server and the kernel host under them."""
+"""All sessions of this server."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 import anyio
 import zmq.asyncio
 from anyio.abc import TaskGroup
 
 from kernel_server.errors import (
-    HostLost,
-    KernelServerError,
     SessionClosed,
     SessionError,
     SessionExpired,
     SessionLimit,
     SessionUnknown,
 )
-from kernel_server.hosts.base import KernelHost, Report
+from kernel_server.hosts.base import Death, KernelHost, KernelHosts
 from kernel_server.kernels.connection import zmq_context
+from kernel_server.sessions.fleet import Fleet, OnWait
 from kernel_server.sessions.pool import Pool
 from kernel_server.sessions.session import Session
 from kernel_server.tasks import running
@@ -35,40 +34,24 @@ logger = logging.getLogger(__name__)
 MAX_ENDED = 10_000  # ids of ended sessions that get a precise error
 EXPIRY_CHECK_SECONDS = 5.0
 SPARE_MEMORY = 0.75  # of the container's limit: spare sessions go when more than that is used
-WAIT_REPORT_SECONDS = 2.0
-
-MakeHost = Callable[[Report], AbstractAsyncContextManager[KernelHost]]
-OnWait = Callable[[str], Awaitable[None]]
-"""Told every few seconds, with a line for a person, while a call waits for the container."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """TTL in seconds, how many sessions there may be, and how many spare ones stand ready."""
+    """TTL in seconds, how many sessions there may be, spare ones, and how many in one kernel host (0: all)."""
 
     ttl: float
     maximum: int
     spare: int = 0
-
-
-@dataclass
-class _HostLife:
-    """A kernel host from its start to its end."""
-
-    ready: anyio.Event = field(default_factory=anyio.Event)
-    stop: anyio.Event = field(default_factory=anyio.Event)
-    over: anyio.Event = field(default_factory=anyio.Event)
-    host: KernelHost | None = None
-    failure: KernelServerError | None = None
-    latest: str = "Starting the container"
+    per_host: int = 0
 
 
 class Registry:
-    """Makes, finds and ends sessions; starts the kernel host with the first of them. `open_registry` makes one."""
+    """Makes, finds and ends sessions; the first of them starts a container. `open_registry` makes one."""
 
     def __init__(
         self,
-        make_host: MakeHost,
+        hosts: KernelHosts,
         limits: Limits,
         journals: JournalFolder,
         context: zmq.asyncio.Context,
@@ -76,104 +59,60 @@ class Registry:
     ) -> None:
         self.limits = limits
         self.journals = journals
-        self._make_host = make_host
         self._context = context
         self._tasks = tasks
-        self._life: _HostLife | None = None
+        self._fleet = Fleet(hosts, limits.per_host, tasks, self._on_death, self._on_lost)
         self._sessions: dict[str, Session] = {}
         self._ended: OrderedDict[str, SessionError] = OrderedDict()
         self._opening = 0
         self._starting: Session | None = None  # the spare one that is not ready yet
-        self._pool = Pool(limits.spare, self._start_spare, self._end_spare, self._has_memory)
+        self._pool = Pool(self._spares_wanted, self._start_spare, self._end_spare)
 
-    # -- the kernel host -------------------------------------------------------------------------------------------
+    # -- kernel hosts ----------------------------------------------------------------------------------------------
 
     async def host(self, on_wait: OnWait | None = None) -> KernelHost:
-        """The kernel host, started if need be; concurrent first calls start one.
+        """Some kernel host, for what needs no session; started if need be.
 
         Raises:
             KernelServerError: it did not start; the next call tries again.
         """
-        life = self._life
-        if life is None:
-            life = self._life = _HostLife()
-            self._tasks.start_soon(self._hold_host, life)
-        while not life.ready.is_set():
-            with anyio.move_on_after(WAIT_REPORT_SECONDS):
-                await life.ready.wait()
-            if on_wait is not None and not life.ready.is_set():
-                await on_wait(life.latest)
-        if life.host is None:
-            raise life.failure or HostLost("The container did not start.")
-        return life.host
+        return await self._fleet.any(on_wait)
 
     @property
     def python(self) -> str:
         """Version of the kernels' Python; "" while no container runs."""
-        return self._life.host.description.python if self._life and self._life.host else ""
+        return next((host.description.python for host in self._fleet.present), "")
 
-    async def _hold_host(self, life: _HostLife) -> None:
-        def report(line: str) -> None:
-            life.latest = line
-            logger.info("%s", line)
+    def _on_death(self, death: Death) -> None:
+        if session := self._sessions.get(death.session_id):
+            session.on_death(death)
+        elif self._starting and self._starting.session_id == death.session_id:
+            self._starting.on_death(death)
+        elif spare := self._pool.remove(death.session_id):
+            self._tasks.start_soon(self._end_spare, spare)
 
-        try:
-            async with self._make_host(report) as host:
-                life.host = host
-                life.ready.set()
-
-                async def watch() -> None:
-                    await self._follow_deaths(host)
-                    if self._life is life:
-                        self._life = None  # calls from now on start a new one
-                    await self._end_all("the end of its container, which was killed or crashed", clear=False)
-                    life.stop.set()
-
-                async with running(watch, self._pool.keep_filled):
-                    await life.stop.wait()
-        except KernelServerError as error:
-            logger.warning("the kernel host failed: %s", error)
-            life.failure = error
-        except Exception as error:
-            logger.exception("the kernel host failed")
-            life.failure = HostLost(f"The container could not be started ({type(error).__name__}: {error}).")
-        finally:
-            if self._life is life:
-                self._life = None
-            life.ready.set()
-            life.over.set()
-
-    async def _follow_deaths(self, host: KernelHost) -> None:
-        async for death in host.deaths():
-            if session := self._sessions.get(death.session_id):
-                session.on_death(death)
-            elif self._starting and self._starting.session_id == death.session_id:
-                self._starting.on_death(death)
-            elif spare := self._pool.find(death.session_id):
-                self._tasks.start_soon(self._pool.drop, spare)
-        if self._sessions:
-            logger.error("the container has ended")
+    async def _on_lost(self, host: KernelHost) -> None:
+        await self._end_all("the end of its container, which was killed or crashed", host)
 
     async def reset(self, on_wait: OnWait | None = None) -> int:
         """Ends every session and the container, and starts a fresh one; returns how many sessions it ended."""
         count = len(self._sessions)
         await self.shut_down("reset")
-        await self.host(on_wait)
+        await self._fleet.any(on_wait)
         return count
 
     async def shut_down(self, how: str) -> None:
         """Ends every session and the container; calls in flight fail with a clear error."""
-        life, self._life = self._life, None  # calls from now on start a new one
-        await self._end_all(how, clear=False)
-        if life is not None:
-            life.stop.set()
-            await life.over.wait()
+        end_hosts = self._fleet.renew()
+        await self._end_all(how)
+        await end_hosts()
 
-    async def _end_all(self, how: str, *, clear: bool) -> None:
+    async def _end_all(self, how: str, host: KernelHost | None = None) -> None:
+        """Ends all sessions, or those of one host; what they own goes with their container."""
         async with anyio.create_task_group() as tasks:
-            for session in [*self._sessions.values(), *self._pool.drain()]:
-                ending = SessionClosed(session.session_id, how)
-                tasks.start_soon(self._end, session, ending, clear)
+            for session in [*self._sessions.values(), *self._pool.drain(host)]:
+                if host is None or session.host is host:
+                    tasks.start_soon(self._end, session, SessionClosed(session.session_id, how), False)
 
     # -- sessions --------------------------------------------------------------------------------------------------
 
@@ -189,8 +128,7 @@ class Registry:
             raise SessionLimit(self.limits.maximum, [(name, seconds) for seconds, name in idle if seconds > 0])
         self._opening += 1
         try:
-            host = await self.host(on_wait)
-            session = self._pool.take() or self._make(host)
+            session = self._pool.take() or self._make(await self._fleet.place(on_wait))
             self._sessions[session.session_id] = session
         finally:
             self._opening -= 1
@@ -205,17 +143,13 @@ class Registry:
         self._tasks.start_soon(self._run_session, session)
         return session
 
-    def _present_host(self) -> KernelHost:
-        """The host that there is; for spare sessions none is started."""
-        if self._life is None or self._life.host is None:
-            raise HostLost("The container is about to end.")
-        return self._life.host
-
     async def _start_spare(self) -> Session:
-        session = self._starting = self._make(self._present_host(), warm=True)
-        async with self._ended_if_it_fails(session):
-            await session.wait_ready()
-        self._starting = None
+        session = self._starting = self._make(await self._fleet.place(), warm=True)
+        try:
+            async with self._ended_if_it_fails(session):
+                await session.wait_ready()
+        finally:
+            self._starting = None
         return session
 
     @asynccontextmanager
@@ -229,9 +163,12 @@ class Registry:
     async def _end_spare(self, session: Session) -> None:
         await self._end(session, SessionClosed(session.session_id, "a lack of memory"), clear=True)
 
-    async def _has_memory(self) -> bool:
-        used, limit = await self._present_host().memory()
-        return not limit or used < limit * SPARE_MEMORY
+    async def _spares_wanted(self) -> int:
+        """None before somebody has used the server, and while memory is short."""
+        if not self._fleet.begun:
+            return 0
+        used, limit = await (await self._fleet.any()).memory()
+        return 0 if limit and used > limit * SPARE_MEMORY else self.limits.spare
 
     async def _run_session(self, session: Session) -> None:
         try:
@@ -239,6 +176,8 @@ class Registry:
         except Exception:  # one session's trouble must not end the server and with it all others
             logger.exception("session %s failed", session.session_id)
             await self._end(session, SessionClosed(session.session_id, "an internal error"), clear=False)
+        finally:
+            self._fleet.leave(session.host)
 
     def get(self, session_id: str) -> Session:
         """The session of that id.
@@ -280,6 +219,10 @@ class Registry:
             while len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
 
+    async def keep_spares(self) -> None:
+        """Keeps spare sessions ready, for ever."""
+        await self._pool.keep_filled()
+
     async def expire_idle_sessions(self) -> None:
         """Ends sessions that nobody has used for the TTL, for ever."""
         while True:
@@ -291,14 +234,15 @@ class Registry:
 
 
 @asynccontextmanager
-async def open_registry(make_host: MakeHost, limits: Limits, journals: JournalFolder) -> AsyncIterator[Registry]:
+async def open_registry(hosts: KernelHosts, limits: Limits, journals: JournalFolder) -> AsyncIterator[Registry]:
     """A registry whose sessions and container end with the block."""
     with suppress(OSError):
         journals.sweep()
     with zmq_context() as context:
         async with running() as tasks:
-            registry = Registry(make_host, limits, journals, context, tasks)
+            registry = Registry(hosts, limits, journals, context, tasks)
             tasks.start_soon(registry.expire_idle_sessions)
+            tasks.start_soon(registry.keep_spares)
             try:
                 yield registry
             finally:

@@ -44,6 +44,7 @@ class Session:
 
     Attributes:
         session_id: unguessable handle (128 bits).
+        host: where its kernels are.
         begun: monotonic time of its start.
         last_used: monotonic time of the end of the last call.
     """
@@ -60,7 +61,7 @@ class Session:
         self.session_id = session_id
         self.begun = self.last_used = time.monotonic()
         self.journal = journal
-        self._host = host
+        self.host = host
         self._turn = anyio.Lock()  # first in, first out: the cells of a session run in order
         self._jobs: deque[Job] = deque()  # whose outcome nobody has yet
         self._tasks: TaskGroup | None = None
@@ -83,7 +84,7 @@ class Session:
             with anyio.move_on_after(CLEAR_SECONDS, shield=True):
                 if self._clear_at_end:
                     with suppress(KernelError, EngineError):
-                        await self._host.clear(self.session_id)
+                        await self.host.clear(self.session_id)
             self._over.set()
 
     def on_death(self, death: Death) -> None:
@@ -123,7 +124,7 @@ class Session:
         Raises:
             KernelError, EngineError: it cannot be told.
         """
-        return await self._host.usage(self.session_id)
+        return await self.host.usage(self.session_id)
 
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[None]:

@@ -101,9 +101,8 @@ async def run_file(
 
 async def _check_script(ctx: Context, session: Session, path: str) -> None:
     wanted = container_path(path, "path", session.workspace)
-    host = await services(ctx).registry.host()
     async with session.in_use():
-        kind, _ = await host.describe("" if wanted.shared else session.session_id, wanted.relative)
+        kind, _ = await session.host.describe("" if wanted.shared else session.session_id, wanted.relative)
     if kind != "file":
         raise FileError(f"path {path!r} is a folder; give a script in it.")
 

@@ -88,10 +88,9 @@ async def file(session_id: str, path: str, ctx: Context) -> str | bytes:
     relative = "/".join(check_parts(path, "path"))
     registry = services(ctx).registry
     session = registry.get(session_id)
-    host = await registry.host()  # the one that the session is in: no session outlives its host
     async with session.in_use():
-        await _check_file(host, session_id, relative)
-        async with host.take(session_id, relative, MAX_BYTES) as (staged, chunks):
+        await _check_file(session.host, session_id, relative)
+        async with session.host.take(session_id, relative, MAX_BYTES) as (staged, chunks):
             if staged.kind != "file" or staged.size > MAX_BYTES:
                 raise FileError(f"{path} has changed while it was read. Try again.")
             data = await anyio.to_thread.run_sync(read_item, chunks, staged.size)

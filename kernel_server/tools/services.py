@@ -12,7 +12,8 @@ from mcp.types import CallToolResult, TextContent
 from pydantic import BaseModel
 
 from kernel_server.hosts.base import KernelHost
-from kernel_server.sessions.registry import OnWait, Registry
+from kernel_server.sessions.fleet import OnWait
+from kernel_server.sessions.registry import Registry
 from kernel_server.sessions.session import Session
 
 
@@ -52,14 +53,16 @@ def reporting(ctx: Context) -> OnWait:
 
 
 async def find_host(ctx: Context, session_id: str) -> tuple[KernelHost, Session | None]:
-    """The kernel host, and the session if an id was given.
+    """The session if an id was given, and its kernel host, else any.
 
     Raises:
         SessionError: the id is unknown, closed or expired.
     """
     registry = services(ctx).registry
-    session = registry.get(session_id) if session_id else None
-    return await registry.host(reporting(ctx)), session
+    if session_id:
+        session = registry.get(session_id)
+        return session.host, session
+    return await registry.host(reporting(ctx)), None
 
 
 def in_use(session: Session | None) -> AbstractAsyncContextManager[None]:

@@ -32,8 +32,7 @@ async def init(ctx: Context) -> CallToolResult:
     """
     registry = services(ctx).registry
     session = await registry.open(reporting(ctx))
-    host = await registry.host()
-    text = _describe(session.session_id, session.workspace, host.description, registry.limits.ttl)
+    text = _describe(session.session_id, session.workspace, session.host.description, registry.limits.ttl)
     meta = {SESSION_META: {"session_id": session.session_id, "workspace": session.workspace}}
     return text_result(text, meta=meta)
 

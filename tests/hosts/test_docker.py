@@ -16,6 +16,7 @@ from kernel_server.hosts.controlled import ControlledHost
 from kernel_server.hosts.docker import docker_host
 from kernel_server.hosts.engine import Engine
 from kernel_server.hosts.rundir import run_folder
+from kernel_server.hosts.uids import LARGE
 from kernel_server.kernels.connection import connect_kernel, zmq_context
 from kernel_server.kernels.outputs import Stream
 from tests.hosts.test_images import JUPYTER_LIKE, PLAIN_DEBIAN, _derive
@@ -53,7 +54,7 @@ async def test_two_servers_have_uid_ranges_of_their_own() -> None:
     async with started() as first, started() as second:
         uids = {int(await printed(first, "a" * 32, code)), int(await printed(second, "b" * 32, code))}
     assert len(uids) == 2
-    assert all(uid >= docker_module.FIRST_UID for uid in uids)
+    assert all(uid >= LARGE.first for uid in uids)
 
 
 async def test_all_in_the_run_folder_belongs_to_the_servers_user(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ AT_A_TIME = 8
 
 @asynccontextmanager
 async def started(tmp_path: Path) -> AsyncIterator[ControlledHost]:
-    async with local_host(HostSettings("", [], 1, 0, 0, 0, 0, tmp_path, None, ""), print) as host:
+    async with local_host(HostSettings("", [], 1, 0, 0, 0, 0, 0, tmp_path, None, ""), print) as host:
         yield host
 
 

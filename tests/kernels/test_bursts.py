@@ -21,7 +21,7 @@ STALL_SECONDS = 10.0  # a burst takes about 0.1 s
 
 @asynccontextmanager
 async def running_kernel(state_dir: Path) -> AsyncIterator[KernelConnection]:
-    settings = HostSettings("", [], 1, 0, 0, 0, 0, state_dir, None, "")
+    settings = HostSettings("", [], 1, 0, 0, 0, 0, 0, state_dir, None, "")
     async with local_host(settings, print) as host:
         launched = await host.spawn("bursts")
         with zmq_context() as context:

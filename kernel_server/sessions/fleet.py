@@ -1,0 +1,174 @@
+"""The kernel hosts of a server: started when sessions need room, ended when nobody is left in them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import anyio
+from anyio.abc import TaskGroup
+
+from kernel_server.errors import HostLost, KernelServerError
+from kernel_server.hosts.base import Death, KernelHost, KernelHosts
+from kernel_server.tasks import running
+
+logger = logging.getLogger(__name__)
+
+WAIT_REPORT_SECONDS = 2.0
+
+OnWait = Callable[[str], Awaitable[None]]
+"""Told every few seconds, with a line for a person, while a call waits for the container."""
+
+
+@dataclass(eq=False)
+class _HostLife:
+    """A kernel host from its start to its end; `sessions` counts those that have their place in it."""
+
+    ready: anyio.Event = field(default_factory=anyio.Event)
+    stop: anyio.Event = field(default_factory=anyio.Event)
+    over: anyio.Event = field(default_factory=anyio.Event)
+    host: KernelHost | None = None
+    failure: KernelServerError | None = None
+    latest: str = "Starting the container"
+    sessions: int = 0
+
+
+class Fleet:
+    """Gives sessions their place: all in one kernel host, or at most `per_host` in each.
+
+    In the second case a host ends with the last of its sessions, so that a session with a host of its own leaves
+    nothing behind in it for another one.
+    """
+
+    def __init__(
+        self,
+        hosts: KernelHosts,
+        per_host: int,
+        tasks: TaskGroup,
+        on_death: Callable[[Death], None],
+        on_lost: Callable[[KernelHost], Awaitable[None]],
+    ) -> None:
+        """Makes an empty fleet.
+
+        Args:
+            per_host: 0 is all.
+            on_death: told of each kernel that has ended.
+            on_lost: told when a host has ended by itself; it ends the sessions that were there.
+        """
+        self._hosts = hosts
+        self._per_host = per_host
+        self._tasks = tasks
+        self._on_death = on_death
+        self._on_lost = on_lost
+        self._lives: list[_HostLife] = []
+
+    @property
+    def present(self) -> list[KernelHost]:
+        """The hosts that are there."""
+        return [life.host for life in self._lives if life.host is not None]
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a host, or one that starts."""
+        return bool(self._lives)
+
+    async def any(self, on_wait: OnWait | None = None) -> KernelHost:
+        """Some host, for what needs no session; started if need be. Concurrent first calls start one.
+
+        Raises:
+            KernelServerError: it did not start; the next call tries again.
+        """
+        return await self._ready(self._lives[0] if self._lives else self._start(), on_wait)
+
+    async def place(self, on_wait: OnWait | None = None) -> KernelHost:
+        """A host with room, where one more session has its place from now on; raises as `any`."""
+        life = next(filter(self._has_room, self._lives), None) or self._start()
+        life.sessions += 1
+        try:
+            return await self._ready(life, on_wait)
+        except BaseException:
+            self._leave(life)
+            raise
+
+    def leave(self, host: KernelHost) -> None:
+        """A session that had its place there has ended."""
+        for life in self._lives:
+            if life.host is host:
+                self._leave(life)
+                break
+
+    def _leave(self, life: _HostLife) -> None:
+        life.sessions -= 1
+        if self._per_host and not life.sessions:
+            self._forget(life)
+            life.stop.set()
+
+    def _has_room(self, life: _HostLife) -> bool:
+        return not self._per_host or life.sessions < self._per_host
+
+    def renew(self) -> Callable[[], Awaitable[None]]:
+        """Forgets all hosts: calls from now on start a fresh one. Returns what ends the old ones."""
+        lives, self._lives = self._lives, []
+        clear = self._hosts.renew()
+
+        async def end() -> None:
+            for life in lives:
+                life.stop.set()
+            for life in lives:
+                await life.over.wait()
+            await clear()
+
+        return end
+
+    def _forget(self, life: _HostLife) -> None:
+        if life in self._lives:
+            self._lives.remove(life)
+
+    def _start(self) -> _HostLife:
+        life = _HostLife()
+        self._lives.append(life)
+        self._tasks.start_soon(self._hold, life)
+        return life
+
+    async def _ready(self, life: _HostLife, on_wait: OnWait | None) -> KernelHost:
+        while not life.ready.is_set():
+            with anyio.move_on_after(WAIT_REPORT_SECONDS):
+                await life.ready.wait()
+            if on_wait is not None and not life.ready.is_set():
+                await on_wait(life.latest)
+        if life.host is None:
+            raise life.failure or HostLost("The container did not start.")
+        return life.host
+
+    async def _hold(self, life: _HostLife) -> None:
+        def report(line: str) -> None:
+            life.latest = line
+            logger.info("%s", line)
+
+        try:
+            async with self._hosts.start(report) as host:
+                life.host = host
+                life.ready.set()
+
+                async def watch() -> None:
+                    async for death in host.deaths():
+                        self._on_death(death)
+                    if life.sessions:
+                        logger.error("the container has ended")
+                    self._forget(life)
+                    await self._on_lost(host)
+                    life.stop.set()
+
+                async with running(watch):
+                    await life.stop.wait()
+        except KernelServerError as error:
+            logger.warning("the kernel host failed: %s", error)
+            life.failure = error
+        except Exception as error:
+            logger.exception("the kernel host failed")
+            life.failure = HostLost(f"The container could not be started ({type(error).__name__}: {error}).")
+        finally:
+            self._forget(life)
+            life.ready.set()
+            life.over.set()
