@@ -25,6 +25,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", rf"ignore:unclosed <socket.socket fd=\d+, family={family}, proto=0>")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """All tests can be run with a container for each session, but for those about a common one."""
+    if os.environ.get("PY_EXEC_SESSIONS_PER_CONTAINER", "0") != "0":
+        apart = [item for item in items if item.get_closest_marker("one_container")]
+        items[:] = [item for item in items if item not in apart]
+        config.hook.pytest_deselected(items=apart)
+
+
 def pytest_sessionfinish() -> None:
     """The same for what is collected last, when pytest's own filters are gone."""
     with warnings.catch_warnings():

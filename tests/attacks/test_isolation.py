@@ -94,6 +94,7 @@ WITHOUT_CONTROL = {"memory", "read memory"}
 
 
 @pytest.mark.parametrize("probe", OTHER_SESSION)
+@pytest.mark.one_container
 async def test_another_session_is_out_of_reach(target: Target, probe: str) -> None:
     """H2: A cannot list, read, signal, ptrace or read memory, environ or descriptors of B."""
     code = OTHER_SESSION[probe].replace("/own'", "/file'")
@@ -103,6 +104,7 @@ async def test_another_session_is_out_of_reach(target: Target, probe: str) -> No
         assert await target.attempt(OTHER_SESSION[probe], folder=target.attacker.workspace, pid=own), "the control"
 
 
+@pytest.mark.one_container
 async def test_another_session_cannot_be_traced(target: Target) -> None:
     """H2, H10: PTRACE_SEIZE (0x4206) towards the other session is refused."""
     assert not await target.attempt("call('ptrace', 0x4206, <pid>, 0, 0) == 0", pid=target.pid)

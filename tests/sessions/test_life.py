@@ -124,6 +124,7 @@ async def test_running_cell_is_use(anyio_backend: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.docker
+@pytest.mark.one_container
 async def test_concurrent_first_calls_start_one_container(docker_engine: None, tmp_path: Path) -> None:
     """Issue 2: the container starts on the first call that needs it, once. At the end of the server it is gone."""
     before = set(containers_of_this_process())
@@ -138,6 +139,7 @@ async def test_concurrent_first_calls_start_one_container(docker_engine: None, t
 
 
 @pytest.mark.docker
+@pytest.mark.one_container
 async def test_killed_container_is_told_at_once_and_the_next_init_works(docker_engine: None, tmp_path: Path) -> None:
     """DESIGN, loss: a call in flight ends with a clear error within 2 s; the next init starts a fresh container."""
     before = set(containers_of_this_process())
@@ -287,6 +289,7 @@ async def test_what_was_shown_right_before_a_death_is_kept(session: Handle, show
         assert reply.text.strip("'").startswith("last words")
 
 
+@pytest.mark.one_container
 async def test_death_while_idle_is_told_once_in_the_next_result(session: Handle) -> None:
     """DESIGN, loss: nothing is silently replaced. Another session sees that the process is gone."""
     code = (
@@ -364,6 +367,7 @@ async def test_close_while_a_cell_runs_ends_its_call_with_a_clear_error(kit: Kit
 
 
 @pytest.mark.docker
+@pytest.mark.one_container
 async def test_children_outlive_their_cell_and_end_with_the_session(docker_kit: Kit) -> None:
     """Issue 2: forks children that outlive the cell; when a session ends, everything its UID started is gone.
 

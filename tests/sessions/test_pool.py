@@ -71,6 +71,7 @@ async def test_spare_session_that_died_is_not_handed_out(tmp_path: Path) -> None
 
 
 @pytest.mark.docker
+@pytest.mark.one_container
 async def test_pool_gives_way_when_memory_is_short(tmp_path: Path) -> None:
     """Issue 4: shrinking when memory is short; and it fills again."""
     settings = {"PY_EXEC_POOL": "2", "PY_EXEC_MEMORY": "1g", "PY_EXEC_SESSION_MEMORY": "0"}
