@@ -27,8 +27,10 @@ class ResultMeta(BaseModel):
     """How a cell went; keys without a value are left out."""
 
     status: Status = Field(description="`ok`, `error`, `running`, `interrupted`, `timeout` or `died`")
-    session_id: str = Field(description="the session; of a one-shot call, one that is gone")
-    execution_count: int = Field(description="number of the cell, 0 while it is running")
+    session_id: str = Field(description="the session; of a one-shot call, one that is gone unless the cell is running")
+    execution_count: int = Field(
+        description="number of the cell; 0 while it is running, and if it never came to an end"
+    )
     generation: int = Field(description="number of the session's kernel; a new one has none of the variables")
     seconds: float = Field(description="how long the cell has run")
     queued_seconds: float = Field(description="how long it waited for its turn before that")
