@@ -60,6 +60,12 @@ class SessionError(KernelServerError):
         self.session_id = session_id
         super().__init__(message)
 
+    def again(self) -> SessionError:
+        """A fresh error that says the same: one that has been raised holds the calls in which it was, code and all."""
+        fresh = type(self).__new__(type(self))
+        SessionError.__init__(fresh, self.session_id, str(self))
+        return fresh
+
 
 class SessionUnknown(SessionError):
     """No session of that id was ever made by this server."""

@@ -187,7 +187,8 @@ class Registry:
         """
         if session := self._sessions.get(session_id):
             return session
-        raise self._ended.get(session_id) or SessionUnknown(session_id)
+        ending = self._ended.get(session_id)
+        raise ending.again() if ending else SessionUnknown(session_id)
 
     @property
     def sessions(self) -> list[Session]:
@@ -215,7 +216,7 @@ class Registry:
 
     def _forget(self, session: Session, ending: SessionError) -> None:
         if self._sessions.pop(session.session_id, None):
-            self._ended[session.session_id] = ending
+            self._ended[session.session_id] = ending.again()
             while len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
 

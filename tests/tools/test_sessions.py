@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import gc
 import re
 from pathlib import Path
 
 import pytest
+from mcp.types import CallToolRequestParams
 
 from tests.driving import Handle, Kit, serving
 
@@ -103,6 +105,18 @@ async def test_closed_session_is_told_from_an_unknown_one(kit: Kit) -> None:
         assert unknown.is_error, name
         assert "Unknown session_id" in unknown.text, name
         assert "Call init" in unknown.text, name
+
+
+async def test_refused_calls_leave_nothing_behind(local_kit: Kit) -> None:
+    """Ours: an error that is raised again and again would keep every call that it was raised in, code and all."""
+    async with local_kit.session() as handle:
+        pass
+    code = "'a cell of a session that has ended'"
+    for _ in range(3):
+        assert (await handle.run(code)).is_error
+    gc.collect()
+    calls = [thing for thing in gc.get_objects() if type(thing) is CallToolRequestParams]
+    assert [call for call in calls if (call.arguments or {}).get("code") == code] == []
 
 
 async def test_tools_are_the_documented_ones_and_refuse_other_arguments(local_kit: Kit) -> None:
