@@ -252,6 +252,8 @@ async def connect_kernel(
 
     client = AsyncKernelClient(context=context)
     client.load_connection_info(cast("Any", dict(connection_info)))
+    # Against replays by others on a network; on sockets that only the kernel reaches it would cost 1 KB for each cell.
+    client.session.digest_history_size = 0
     identity = client.session.bsession
     # Sockets of an asyncio context are asyncio sockets; the annotations of jupyter_client do not say so.
     sockets = cast(
