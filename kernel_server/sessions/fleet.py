@@ -39,6 +39,9 @@ class Fleet:
 
     In the second case a host ends with the last of its sessions, so that a session with a host of its own leaves
     nothing behind in it for another one.
+
+    Attributes:
+        python: version of Python in the host that started last; "" before the first one.
     """
 
     def __init__(
@@ -62,11 +65,7 @@ class Fleet:
         self._on_death = on_death
         self._on_lost = on_lost
         self._lives: list[_HostLife] = []
-
-    @property
-    def present(self) -> list[KernelHost]:
-        """The hosts that are there."""
-        return [life.host for life in self._lives if life.host is not None]
+        self.python = ""
 
     @property
     def begun(self) -> bool:
@@ -148,7 +147,7 @@ class Fleet:
 
         try:
             async with self._hosts.start(report) as host:
-                life.host = host
+                life.host, self.python = host, host.description.python
                 life.ready.set()
 
                 async def watch() -> None:

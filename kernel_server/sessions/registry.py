@@ -80,8 +80,8 @@ class Registry:
 
     @property
     def python(self) -> str:
-        """Version of the kernels' Python; "" while no container runs."""
-        return next((host.description.python for host in self._fleet.present), "")
+        """Version of the kernels' Python; "" before the first container."""
+        return self._fleet.python
 
     def _on_death(self, death: Death) -> None:
         if session := self._sessions.get(death.session_id):

@@ -171,6 +171,7 @@ async def test_killed_container_is_told_at_once_and_the_next_init_works(docker_e
 
 
 @pytest.mark.docker
+@pytest.mark.one_container
 async def test_reset_ends_everything_and_starts_a_fresh_container(docker_engine: None, tmp_path: Path) -> None:
     """DESIGN, tools: recreates the container; calls in flight end with a clear error."""
     before = set(containers_of_this_process())

@@ -83,6 +83,7 @@ async def test_notebooks_of_live_sessions_are_listed(kit: Kit) -> None:
 
 
 @pytest.mark.docker
+@pytest.mark.one_container
 async def test_listing_and_wrong_ids_start_no_container(docker_engine: None, tmp_path: Path) -> None:
     """Ours: clients list at their start, and give only 0.5 s for it."""
     before = set(containers_of_this_process())
