@@ -14,7 +14,7 @@ from kernel_server.sessions.session import Session
 
 logger = logging.getLogger(__name__)
 
-QUIET_SECONDS = 0.2  # after a session was taken: its first cell must not share the processor with a kernel that starts
+QUIET_SECONDS = 0.2  # a first cell must not share the processor with a kernel that starts
 CHECK_SECONDS = 2.0  # between two looks at the memory
 RETRY_SECONDS = 5.0
 
@@ -31,7 +31,7 @@ class Pool:
         self._start = start
         self._end = end
         self._spares: deque[Session] = deque()
-        self._taken = anyio.Event()
+        self._missing = anyio.Event()
 
     def remove(self, session_id: str) -> Session | None:
         """Takes the spare session of that id, for the caller to end."""
@@ -48,21 +48,23 @@ class Pool:
 
     def take(self) -> Session | None:
         """A session that is the caller's from now on, or None if none is ready."""
-        spare = self._spares.popleft() if self._spares else None
-        self._taken.set()
-        return spare
+        return self._spares.popleft() if self._spares else None
+
+    def refill(self) -> None:
+        """Starts what is missing, soon."""
+        self._missing.set()
 
     async def keep_filled(self) -> None:
         """Starts spare sessions, one at a time, and ends those that are not wanted; for ever."""
         while True:
-            self._taken = anyio.Event()
+            self._missing = anyio.Event()
             try:
                 await self._adjust()
             except KernelServerError as error:
-                logger.warning("no spare session: %s", error)
+                logger.info("no spare session: %s", error)  # who needs one is told why there is none
                 await anyio.sleep(RETRY_SECONDS)
             with anyio.move_on_after(CHECK_SECONDS):
-                await self._taken.wait()
+                await self._missing.wait()
             await anyio.sleep(QUIET_SECONDS)
 
     async def _adjust(self) -> None:

@@ -135,6 +135,7 @@ class Registry:
         async with self._ended_if_it_fails(session), session.in_use():
             await session.wait_spawned()
         session.begun = time.monotonic()
+        self._pool.refill()
         return session
 
     def _make(self, host: KernelHost, *, warm: bool = False) -> Session:
