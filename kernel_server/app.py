@@ -15,9 +15,12 @@ from mcp.server import MCPServer
 from kernel_server import __version__
 from kernel_server.config import Settings
 from kernel_server.hosts.base import HostSettings, KernelHosts
+from kernel_server.sessions.registry import Limits, open_registry
+from kernel_server.tasks import running
 from kernel_server.tools import code, files, listing, outputs, resources, sessions, variables
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import Services
+from kernel_server.transcripts.journal import JournalFolder
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +56,6 @@ def create_server(settings: Settings) -> KernelMCPServer:
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator[Services]:
     """The running parts under the tools; all sessions and the container end with the block."""
-    # jupyter_client and ZMQ take 0.1 s to import: not needed before a client is there.
-    from kernel_server.sessions.registry import Limits, open_registry
-    from kernel_server.transcripts.journal import JournalFolder
-
     hosts = _make_hosts(settings)
     limits = Limits(settings.session_ttl, settings.session_max, settings.pool, host_settings(settings).per_host)
     async with open_registry(hosts, limits, JournalFolder(settings.state_dir / "journals")) as registry:
@@ -101,8 +100,6 @@ def _make_hosts(settings: Settings) -> KernelHosts:
 @asynccontextmanager
 async def _exit_on_signals(services: Services) -> AsyncIterator[None]:
     """Ends everything on SIGTERM and SIGINT: the SDK would leave the container behind, or hang until stdin closes."""
-    from kernel_server.tasks import running
-
     async def wait() -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:

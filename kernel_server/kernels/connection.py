@@ -12,18 +12,20 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
 import zmq
 import zmq.asyncio
-from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from kernel_server.errors import KernelError
 from kernel_server.kernels.changes import Look, look_of
 from kernel_server.kernels.executions import Execution, Input
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.tasks import running
+
+if TYPE_CHECKING:
+    from jupyter_client.asynchronous.client import AsyncKernelClient
 
 logger = logging.getLogger(__name__)
 
@@ -228,6 +230,13 @@ def zmq_context() -> Iterator[zmq.asyncio.Context]:
         context.destroy(linger=0)
 
 
+def import_client() -> type[AsyncKernelClient]:
+    """jupyter_client takes 0.1 s to import: the server need not wait for it at its start, nor the first kernel."""
+    from jupyter_client.asynchronous.client import AsyncKernelClient
+
+    return AsyncKernelClient
+
+
 @asynccontextmanager
 async def connect_kernel(
     context: zmq.asyncio.Context,
@@ -250,7 +259,7 @@ async def connect_kernel(
             await dead.wait()
             connection.end()
 
-    client = AsyncKernelClient(context=context)
+    client = import_client()(context=context)
     client.load_connection_info(cast("Any", dict(connection_info)))
     # Against replays by others on a network; on sockets that only the kernel reaches it would cost 1 KB for each cell.
     client.session.digest_history_size = 0

@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from kernel_server.errors import HostLost, KernelServerError
 from kernel_server.hosts.base import Death, KernelHost, KernelHosts
+from kernel_server.kernels.connection import import_client
 from kernel_server.tasks import running
 
 logger = logging.getLogger(__name__)
@@ -128,6 +130,7 @@ class Fleet:
         life = _HostLife()
         self._lives.append(life)
         self._tasks.start_soon(self._hold, life)
+        self._tasks.start_soon(anyio.to_thread.run_sync, import_client)  # meanwhile
         return life
 
     async def _ready(self, life: _HostLife, on_wait: OnWait | None) -> KernelHost:
