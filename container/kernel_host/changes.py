@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .pictures import Pictures
+from .text import sendable
 from .variables import MAX_SIZE, Changes, Variables
 from .watch import Watch
 
@@ -64,5 +65,5 @@ def _listed(changes: Changes, name: Describe, describe: Describe) -> Described:
 
 def _text(name: str, limit: int) -> str:
     """A name that a message can carry."""
-    text = name.encode("utf-8", "backslashreplace").decode()
+    text = sendable(name)
     return text if len(text) <= limit else text[: limit - 1] + "…"

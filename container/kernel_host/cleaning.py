@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import stat
+
+from .holdings import IN_MEMORY, shared_segments
+
+IPC_RMID = 0  # shmctl(2)
 
 
 def empty_folder(path: str) -> None:
@@ -41,6 +46,14 @@ def _remove_entry(top: int, entry: str) -> None:
     finally:
         os.close(folder)
     os.rmdir(entry, dir_fd=top)
+
+
+def empty_memory() -> None:
+    """Removes what the calling UID has left in memory beside its processes: files on tmpfs, shared segments."""
+    for folder in IN_MEMORY:
+        remove_own_files(folder)
+    for segment, _ in shared_segments(os.getuid()):
+        ctypes.CDLL(None).shmctl(segment, IPC_RMID, None)
 
 
 def remove_own_files(folder: str) -> None:

@@ -12,6 +12,8 @@ from functools import cached_property
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any
 
+from .text import sendable
+
 CONTAINERS = (list, dict, set, tuple, frozenset, deque)
 ARRAY_PACKAGES = ("jax", "jaxlib", "numpy", "pandas", "polars", "pyarrow", "scipy", "tensorflow", "torch", "xarray")
 # Modules whose objects keep in public attributes how far they have been read.
@@ -48,7 +50,7 @@ def module_of(kind: type) -> str:
 
 def name_of(kind: type) -> str:
     """The name of a class, as a message can carry it."""
-    return str.encode(_name_of(kind), "utf-8", "backslashreplace").decode()[:MAX_NAME]
+    return sendable(_name_of(kind))[:MAX_NAME]
 
 
 def is_own(kind: type) -> bool:

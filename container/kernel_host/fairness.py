@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from . import identity
 from .loop import Loop
 from .sessions import Session
 from .usage import CLOCK_TICKS, processor_ticks
@@ -45,7 +46,8 @@ class Fairness:
             processes = used[session.uid or 0]
             started = [pid for pid in processes if pid != session.pid]
             if len(busy) > 1 and started and sum(processes.values()) > FAIR * part:
-                self._loop.help(session.uid, _lowering(started), lambda _message: None)
+                with suppress(OSError):  # no process is to be had
+                    self._loop.help(None, partial(_lower, session.uid or 0, started), lambda _message: None)
 
     def _used_since(self, seconds: float) -> dict[int, dict[int, float]]:
         """By user and process, how many processors it has kept busy."""
@@ -57,13 +59,10 @@ class Fairness:
         return used
 
 
-def _lowering(pids: list[int]) -> Callable[[], dict[str, Any]]:
-    """For a helper that has become their user."""
-
-    def work() -> dict[str, Any]:
-        for pid in pids:
-            with suppress(OSError):  # it has ended, or its number is another's by now
-                os.setpriority(os.PRIO_PROCESS, pid, LOWEST)
-        return {}
-
-    return work
+def _lower(uid: int, pids: list[int]) -> dict[str, Any]:
+    identity.act_for(uid)
+    for pid in pids:
+        with suppress(OSError):  # it has ended, or its number is another's by now
+            for thread in map(int, os.listdir(f"/proc/{pid}/task")):  # each has its own: setpriority(2), NOTES
+                os.setpriority(os.PRIO_PROCESS, thread, LOWEST)
+    return {}

@@ -19,6 +19,9 @@ INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4  # prctl(2)
 KILL_DEADLINE_SECONDS = 3.0
 RESERVED_FILES = 64
+FIRST_TO_GO = "1000"  # for the OOM killer: proc(5), oom_score_adj; the rest of the container has less
+NICE = 5  # of sessions: 60 busy processes must not keep the kernel host from seeing what they do
+DEPUTY = 65_534  # nobody: it has no other process
 
 LIMITS = {
     "nproc": resource.RLIMIT_NPROC,
@@ -49,11 +52,38 @@ def acting_as(uid: int) -> Iterator[None]:
         os.setresuid(0, 0, 0)
 
 
+@contextmanager
+def seeing_as(uid: int) -> Iterator[None]:
+    """Sees files, those in /proc too, as `uid` for a while; to its processes this one is still root's: setfsuid(2)."""
+    libc = ctypes.CDLL(None)
+    libc.setfsgid(uid)
+    libc.setfsuid(uid)
+    try:
+        yield
+    finally:
+        libc.setfsuid(os.geteuid())
+        libc.setfsgid(os.getegid())
+
+
 def become(uid: int) -> None:
     """Gives up every privilege for good: no root, no groups, no capability; cannot be undone."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
+
+
+def yield_to_host() -> None:
+    """Lets the kernel host, on which every session hangs, have the processor first and memory to the last."""
+    os.nice(NICE)
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(FIRST_TO_GO)
+
+
+def act_for(uid: int) -> None:
+    """May do what `uid` may, for good; but its processes cannot signal, stop or trace this one."""
+    os.setgroups([])
+    os.setresgid(DEPUTY, uid, DEPUTY)
+    os.setresuid(DEPUTY, uid, DEPUTY)
 
 
 def set_limits(limits: dict[str, int]) -> None:
@@ -126,6 +156,7 @@ def _living_processes(uid: int) -> list[int]:
                 status = dict(line.split(":", 1) for line in file if ":" in line)
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if str(uid) in status["Uid"].split() and status["State"].split()[0] not in "ZX":
+        real, _, saved, _ = status["Uid"].split()
+        if str(uid) in (real, saved) and status["State"].split()[0] not in "ZX":
             found.append(int(name))
     return found

@@ -242,6 +242,7 @@ def run(
     if launch.uid is None:
         identity.die_with_parent()
     else:
+        identity.yield_to_host()
         identity.become(launch.uid)
         identity.make_dumpable()
     os.umask(0o022)

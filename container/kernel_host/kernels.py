@@ -30,6 +30,7 @@ class KernelRequests:
         self._sessions = sessions
         self._loop = loop
         self._on_death = on_death
+        self._stopping: dict[str, list[Callable[[], None]]] = {}  # what waits for the end of a session's stop
 
     def spawn(self, request: dict[str, Any], reply: Reply) -> None:
         """Starts the kernel of a session that has none, and makes the session if it is new."""
@@ -94,14 +95,37 @@ class KernelRequests:
 
     def kill(self, request: dict[str, Any], reply: Reply) -> None:
         """Ends every process of the session; its files stay."""
-        session = self._sessions.find(request)
+        self._kill(self._sessions.find(request), reply)
+
+    def _kill(self, session: Session, reply: Reply) -> None:
+        if session.session_id in self._stopping:  # what stops it could still end the kernel that comes next
+            self._stopping[session.session_id].append(lambda: self._kill(session, reply))
+            return
         _end_kernel(session)
         self._loop.help(session.uid, lambda: _end_all_of_uid(session), reply)
 
-    def stop(self, session: Session) -> None:
-        """Ends every process of a session that has used too much."""
+    def stop(self, session: Session, exceeded: dict[str, Any], done: Callable[[], None], *, empty_memory: bool) -> None:
+        """Ends every process of a session that has used too much, and calls `done` when none is left.
+
+        Args:
+            empty_memory: also removes what files of the session are in memory.
+        """
+        session.exceeded = exceeded
+        self._stopping.setdefault(session.session_id, [])
         _end_kernel(session)
-        self._loop.help(session.uid, lambda: _end_all_of_uid(session), lambda _message: None)
+
+        def work() -> dict[str, Any]:
+            _end_all_of_uid(session)
+            if empty_memory:
+                cleaning.empty_memory()
+            return {}
+
+        def finish(_message: dict[str, Any]) -> None:
+            for waiting in self._stopping.pop(session.session_id, []):
+                waiting()
+            done()
+
+        self._loop.help(session.uid, work, finish)
 
     def clear(self, request: dict[str, Any], reply: Reply) -> None:
         """Ends every process of the session and removes all that it owns; its UID is free again afterwards."""
@@ -113,8 +137,7 @@ class KernelRequests:
             cleaning.empty_folder(session.workspace)
             cleaning.empty_folder(session.private)
             if session.uid is not None:
-                for folder in ("/tmp", "/dev/shm"):  # noqa: S108 - the container's own, one for all sessions
-                    cleaning.remove_own_files(folder)
+                cleaning.empty_memory()
             return {}
 
         def finish(message: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
+from .text import sendable
 from .variables import Variables, describe
 
 LOOK_SECONDS = 5.0
@@ -112,7 +113,7 @@ def _is_huge(value: Any) -> bool:
 
 
 def _text(value: object) -> str:
-    text = str(value).encode("utf-8", "backslashreplace").decode()
+    text = sendable(str(value))
     if len(text) <= MAX_TEXT:
         return text
     half = MAX_TEXT // 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from . import cleaning, identity
@@ -23,7 +23,7 @@ class Session:
         pid: of its kernel, or None.
         started: when that was forked (monotonic seconds).
         exceeded: the limit for which its processes were stopped; told with the kernel's death.
-        stopped_at: how much it had when it was stopped for a limit: files stay, and must not stop it again.
+        stopped_at: bytes of files that it had when it was stopped for them: these stay, so that it can remove them.
     """
 
     session_id: str
@@ -35,7 +35,7 @@ class Session:
     pid: int | None = None
     started: float = 0.0
     exceeded: dict[str, Any] | None = None
-    stopped_at: dict[str, int] = field(default_factory=dict)
+    stopped_at: int = 0
 
 
 class Sessions:

@@ -18,6 +18,7 @@ from typing import Any
 from ipykernel.iostream import OutStream
 
 from .look import capture
+from .text import sendable
 
 PIPE_BYTES = 1 << 20  # the most that a pipe holds, unless root says otherwise
 MAX_TURNS = 500  # of a cell, from one stream to the other; each is a message, and waits for it to be sent
@@ -56,7 +57,7 @@ class SessionOutStream(OutStream):
     def write(self, string: Any) -> int:
         """Writes; lone surrogates, which no message can carry, as escapes."""
         if isinstance(string, str) and not string.isascii():
-            string = string.encode("utf-8", "backslashreplace").decode()
+            string = sendable(string)
         if isinstance(string, str) and capture(string):
             return len(string)
         return self._append(string) or self._write_first(string)

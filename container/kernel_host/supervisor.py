@@ -9,119 +9,121 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from .config import Config
 from .fairness import Fairness
+from .holdings import IN_MEMORY, Held, Holdings
 from .loop import Loop
 from .sessions import Session, Sessions
-from .usage import container_memory, full_usage, resident_by_uid
+from .usage import container_memory, own_memory, processes_by_uid
+from .workspaces import Workspaces
 
 TICK_SECONDS = 0.05  # a few processes can fill a gigabyte in half a second
-DISK_SECONDS = 1.0
-AHEAD = 2  # ticks: memory that grows as it does now must not reach the limit within them
+FILES_SECONDS = 0.5  # between looks at file systems
+LOOK_SECONDS = 0.1  # for a close look at a session, and between such looks
+STOP_SECONDS = 1.0  # until the memory of a session that was stopped is free, at most
+AHEAD_SECONDS = 0.15  # memory that grows as it does now must not reach the limit within them
 FULL, NEARLY = 0.95, 0.7  # of a limit
 CULPRIT = 0.2  # of a limit: who uses less is not to blame
-UNSEEN = 0.5  # of the used memory: where processes hold less than that, helpers look at files without a name
-DISK_STEP = 0.1  # of the limit for a workspace: so much must have been written since the last look
+CROWDED, MOST = 0.9, 0.5  # of a folder in memory: when it is as full, nobody may have more
 
-End = Callable[[Session], None]
+
+class Stop(Protocol):
+    """Ends a session's processes for a limit that it has exceeded, and calls `done` when none is left."""
+
+    def __call__(
+        self, session: Session, exceeded: dict[str, Any], done: Callable[[], None], *, empty_memory: bool
+    ) -> None: ...
 
 
 class Supervisor:
-    """Looks at intervals; `end` stops a session's processes."""
+    """Looks at intervals."""
 
-    def __init__(self, config: Config, sessions: Sessions, loop: Loop, end: End) -> None:
+    def __init__(self, config: Config, sessions: Sessions, loop: Loop, stop: Stop) -> None:
         self._config = config
         self._sessions = sessions
-        self._loop = loop
-        self._end = end
+        self._stop = stop
         self._fairness = Fairness(loop, config.processors)
+        self._workspaces = Workspaces(config, loop, partial(stop, empty_memory=False))
         self._used = 0
-        self._next_tick = 0.0
-        self._next_disk = 0.0
-        self._free = -1
-        self._looking = False
+        self._last = 0.0
+        self._resumes = self._next_memory = self._next_files = 0.0
 
     def next_tick(self) -> float | None:
         """When to call `tick` at the latest (monotonic seconds); None while nothing runs."""
-        running = self._sessions.isolated and any(session.pid for session in self._sessions)
-        return self._next_tick if running else None
+        watching = self._config.supervise and self._sessions.isolated
+        return self._last + TICK_SECONDS if watching and self._running() else None
 
     def tick(self) -> None:
         """Looks, if it is time to."""
-        now = time.monotonic()
-        if self.next_tick() is None or now < self._next_tick:
+        now, due = time.monotonic(), self.next_tick()
+        if due is None or now < due:
             return
-        self._next_tick = now + TICK_SECONDS
+        seconds, self._last = now - self._last, now
+        try:
+            self._look(seconds, now)
+        except Exception:  # what is in /proc is made by sessions too, and all kernels hang on this process
+            traceback.print_exc()
+
+    def _look(self, seconds: float, now: float) -> None:
+        self._look_at_memory(seconds, now)
         self._fairness.look(self._running())
-        if self._looking:
-            return
-        self._look_at_memory()
-        if now >= self._next_disk:
-            self._next_disk = now + DISK_SECONDS
-            self._look_at_disk()
-
-    # -- memory ----------------------------------------------------------------------------------------------------
-
-    def _look_at_memory(self) -> None:
-        memory = container_memory()
-        used, limit = int(memory["used"]), int(memory["limit"])
-        growth, self._used = max(0, used - self._used), used
-        if not limit or used < NEARLY * limit or used + AHEAD * growth < FULL * limit:
-            return
-        resident = resident_by_uid()
-        if sum(resident.values()) < UNSEEN * used:
-            self._look_closely(lambda usage: int(usage["memory"]), CULPRIT * limit, "memory", limit)
-            return
-        worst = max(self._running(), key=lambda session: resident.get(session.uid or 0, 0))
-        held = resident.get(worst.uid or 0, 0)
-        if held > CULPRIT * limit:
-            self._stop(worst, "memory", held, limit)
-
-    # -- disk ------------------------------------------------------------------------------------------------------
-
-    def _look_at_disk(self) -> None:
-        limit = self._config.workspace_bytes
-        if not limit:
-            return
-        status = os.statvfs(self._config.workspace_dir)
-        free = status.f_bavail * status.f_frsize
-        if 0 <= self._free - free < DISK_STEP * limit:
-            return
-        self._free = free
-        self._look_closely(lambda usage: int(usage["disk"]), limit, "workspace", limit)
-
-    # -- everybody -------------------------------------------------------------------------------------------------
+        if now >= self._next_files:
+            self._next_files = now + FILES_SECONDS
+            self._workspaces.look(self._running())
+            for folder in IN_MEMORY:
+                self._look_at_folder(folder)
 
     def _running(self) -> list[Session]:
-        return [session for session in self._sessions if session.pid is not None]
+        return [session for session in self._sessions if session.pid is not None and session.exceeded is None]
 
-    def _look_closely(self, amount: Callable[[dict[str, Any]], int], most: float, what: str, limit: int) -> None:
-        """Asks a helper for each session, and stops the one that has most of it, if that is more than `most`."""
-        sessions = self._running()
-        amounts: dict[str, int] = {}
-        self._looking = True
+    def _look_at_memory(self, seconds: float, now: float) -> None:
+        memory = container_memory()
+        used, limit = int(memory["used"]), int(memory["limit"])
+        growth, self._used = max(0, used - self._used) / seconds, used
+        short = limit and used >= NEARLY * limit and used + AHEAD_SECONDS * growth >= FULL * limit
+        if short and now >= max(self._next_memory, self._resumes):
+            self._next_memory = now + LOOK_SECONDS
+            used -= own_memory(os.getpid())
+            self._blame("memory", used, CULPRIT * limit, limit, Holdings.in_processes, Holdings.in_memory)
 
-        def take(session: Session, message: dict[str, Any]) -> None:
-            amounts[session.session_id] = amount(message["result"]) if "result" in message else 0
-            if len(amounts) < len(sessions):
-                return
-            self._looking = False
-            worst = max(sessions, key=lambda session: amounts[session.session_id])
-            held = amounts[worst.session_id]
-            if held > max(most, worst.stopped_at.get(what, 0)):
-                self._stop(worst, what, held, limit)
+    def _look_at_folder(self, folder: str) -> None:
+        status = os.statvfs(folder)
+        size, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+        if size - free > CROWDED * size and time.monotonic() >= self._resumes:
+            self._blame(folder, size - free, MOST * size, size, lambda holdings: holdings.in_folder(folder))
 
-        for session in sessions:
-            self._loop.help(
-                session.uid,
-                lambda session=session: full_usage(session.uid, [session.workspace, session.private]),  # type: ignore[misc]
-                lambda message, session=session: take(session, message),  # type: ignore[misc]
+    def _blame(self, what: str, used: int, most: float, limit: int, *looks: Callable[[Holdings], Held]) -> None:
+        """Stops the session that holds most; another look is taken if the one before leaves a doubt who that is."""
+        ranked: list[tuple[float, int, Session]] = []
+        for look in looks:
+            held = self._look_at_each(look)
+            rest = max(0, used - sum(one.least for one, _ in held))  # of those who do not show all that they hold
+            ranked = sorted(
+                [(min(one.most, one.least + rest), one.least, session) for one, session in held], key=_amount
             )
+            if len(ranked) < 2 or ranked[-1][1] >= ranked[-2][0]:
+                break
+        if ranked and ranked[-1][0] > most:
+            amount, _, worst = ranked[-1]
+            self._resumes = time.monotonic() + STOP_SECONDS
+            self._stop(worst, {"what": what, "used": int(amount), "limit": limit}, self._resume, empty_memory=True)
 
-    def _stop(self, session: Session, what: str, held: int, limit: int) -> None:
-        session.exceeded = {"what": what, "used": held, "limit": limit}
-        session.stopped_at[what] = held
-        self._end(session)
+    def _look_at_each(self, look: Callable[[Holdings], Held]) -> list[tuple[Held, Session]]:
+        disk, pids = os.stat(self._config.workspace_dir).st_dev, processes_by_uid()
+        return [
+            (look(Holdings(uid, session.pid, pids.get(uid, []), disk, LOOK_SECONDS)), session)
+            for session in self._running()
+            if (uid := session.uid)
+        ]
+
+    def _resume(self) -> None:
+        self._resumes = 0.0
+
+
+def _amount(ranked: tuple[float, int, Session]) -> float:
+    return ranked[0]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 
+from .listing import is_shown
 from .variables import Changes
 
 CREATE, DELETE, MODIFY, MOVED_FROM, MOVED_TO = 0x100, 0x200, 0x2, 0x40, 0x80
@@ -70,7 +71,7 @@ class Watch:
                 self._look_again()
             elif mask & IGNORED:
                 self._folders.pop(descriptor, None)
-            elif descriptor in self._folders and _is_shown(name):
+            elif descriptor in self._folders and is_shown(name):
                 self._take(self._folders[descriptor] + name, mask)
         if len(self._files) > MAX_FILES:
             self._give_up()
@@ -124,9 +125,9 @@ class Watch:
             self._folders[descriptor] = folder
             for entry in _entries(path):
                 name = os.fsdecode(entry.name)
-                if _is_shown(name) and entry.is_dir(follow_symlinks=False):
+                if is_shown(name) and entry.is_dir(follow_symlinks=False):
                     waiting.append(folder + name + "/")
-                elif _is_shown(name):
+                elif is_shown(name):
                     self._note(folder + name, there=True)
 
     def _look_again(self) -> None:
@@ -162,7 +163,3 @@ def _time_of(path: str) -> int:
         return os.lstat(path).st_ctime_ns  # also of a file that was moved here
     except OSError:
         return 0
-
-
-def _is_shown(name: str) -> bool:
-    return bool(name) and not name.startswith(".") and name != "__pycache__"

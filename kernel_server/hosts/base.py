@@ -78,7 +78,13 @@ class Launched:
 
 @dataclass(frozen=True)
 class Exceeded:
-    """A limit that a session has passed: `memory` of the container or `workspace` on disk; sizes in bytes."""
+    """A limit for which a session was stopped; sizes in bytes.
+
+    Attributes:
+        what: `memory` of the container, `workspace` on disk, or a folder in memory that all sessions share, which is nearly full.
+        used: what the session held of it.
+        limit: how much there is; for the workspace, how much a session may have.
+    """
 
     what: str
     used: int

@@ -102,7 +102,7 @@ class ControlledHost:
                 event.get("exit_code"),
                 event.get("signal"),
                 out_of_memory,
-                Exceeded(**event["exceeded"]) if event.get("exceeded") else None,
+                _exceeded(event.get("exceeded")),
             )
 
     async def describe(self, session_id: str, path: str) -> tuple[str, int]:
@@ -180,3 +180,7 @@ class ControlledHost:
             raise FileError(f"{error}.".replace("..", ".")) from error
         except ControlFailed as error:
             raise FileError(f"The file operation failed: {error}") from error
+
+
+def _exceeded(told: Any) -> Exceeded | None:
+    return Exceeded(str(told["what"]), int(told["used"]), int(told["limit"])) if told else None

@@ -73,6 +73,11 @@ def explain_death(death: Death | None, exiting: bool, memory: str) -> str:
     if death.out_of_memory:
         limit = f" ({memory}, PY_EXEC_MEMORY)" if memory else ""
         return f"The kernel was killed because the container's memory limit{limit} was reached."
+    if death.signal == signal.SIGBUS:
+        return (
+            "The kernel was killed by SIGBUS: memory that it had mapped from a file was not there. The file was cut, or "
+            "there was no room for it, such as in /dev/shm, which all sessions share."
+        )
     if death.signal is not None:
         return f"The kernel was killed by {_signal_name(death.signal)}."
     return f"The kernel's process ended with exit code {death.exit_code} (os._exit, or native code that gave up)."
@@ -85,9 +90,14 @@ def _explain_limit(exceeded: Exceeded) -> str:
             f"The kernel was killed because the session's files took {used} of disk; {limit} are allowed "
             "(PY_EXEC_WORKSPACE_SIZE). Remove files that are no longer needed before you write more."
         )
+    if exceeded.what == "memory":
+        return (
+            f"The kernel was killed because the session held {used} of memory, and the container's limit of {limit} "
+            "(PY_EXEC_MEMORY) was near. Its files in /tmp and /dev/shm are gone."
+        )
     return (
-        f"The kernel was killed because the session's processes held {used} of memory, and the container's limit of "
-        f"{limit} (PY_EXEC_MEMORY) was near."
+        f"The kernel was killed because the session's files in {exceeded.what} took {used} of the {limit} that all "
+        "sessions share there. Its files in /tmp and /dev/shm are gone; large files belong into the workspace."
     )
 
 
