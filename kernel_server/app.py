@@ -100,6 +100,7 @@ def _make_hosts(settings: Settings) -> KernelHosts:
 @asynccontextmanager
 async def _exit_on_signals(services: Services) -> AsyncIterator[None]:
     """Ends everything on SIGTERM and SIGINT: the SDK would leave the container behind, or hang until stdin closes."""
+
     async def wait() -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
