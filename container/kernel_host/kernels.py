@@ -15,7 +15,7 @@ from .children import Child
 from .config import Config
 from .loop import Loop, Reply
 from .sessions import Session, Sessions
-from .usage import container_memory, usage
+from .usage import container_memory, machine_memory, usage
 
 SPAWN_SECONDS = 30.0
 
@@ -152,8 +152,8 @@ class KernelRequests:
         self._loop.help(session.uid, lambda: usage(session.uid, session.pid), reply)
 
     def memory(self, _request: dict[str, Any], reply: Reply) -> None:
-        """How much memory the container uses."""
-        reply({"result": container_memory()})
+        """How much memory the container uses, and how much the machine has."""
+        reply({"result": {**container_memory(), **machine_memory()}})
 
     def list(self, _request: dict[str, Any], reply: Reply) -> None:
         """The sessions with their UIDs and kernels."""

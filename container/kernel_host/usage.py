@@ -56,6 +56,13 @@ def container_memory() -> dict[str, Any]:
     return {"used": 0, "limit": 0}
 
 
+def machine_memory() -> dict[str, int]:
+    """`total` memory of the machine, and what is `available` of it without swapping, in bytes: proc(5), meminfo."""
+    lines = (line.split() for line in read("/proc/meminfo").splitlines())
+    sizes = {name: int(size) << 10 for name, size, *_ in lines}
+    return {"total": sizes["MemTotal:"], "available": sizes["MemAvailable:"]}
+
+
 def processes() -> Iterator[tuple[int, int]]:
     """Process id and effective user of each process."""
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):

@@ -175,8 +175,12 @@ class KernelHost(Protocol):
             KernelError: it cannot be told.
         """
 
-    async def memory(self) -> tuple[int, int]:
-        """Bytes of memory that all sessions use together, and how many there may be; 0 is no limit."""
+    async def is_short_of_memory(self) -> bool:
+        """Whether so much of its limit, or of the machine's memory, is in use that nothing should be kept in reserve.
+
+        Raises:
+            HostLost: the host is gone.
+        """
 
     def deaths(self) -> AsyncIterator[Death]:
         """Deaths of kernels as they happen; ends when the host is gone. For one reader."""

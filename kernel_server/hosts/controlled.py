@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 # kernel_host ends a helper after 900 s; a copy of many GB may take that long.
 TRANSFER_SECONDS = 930.0
 OOM_SECONDS = 2.0  # the kernel kills several in one go: a SIGKILL so soon after is one of them
+MOST_OF_LIMIT, LEAST_OF_MACHINE = 0.75, 0.1  # of memory: in use and available, before it is called short
 SIGNATURE_SCHEME = "hmac-sha256"
 
 
@@ -78,9 +79,10 @@ class ControlledHost:
         result = await self._kernel_request("usage", session_id=session_id)
         return Usage(int(result["memory"]), float(result["cpu_seconds"]), int(result["processes"]))
 
-    async def memory(self) -> tuple[int, int]:
-        result = await self._kernel_request("memory")
-        return int(result["used"]), int(result["limit"])
+    async def is_short_of_memory(self) -> bool:
+        found = {name: int(size) for name, size in (await self._kernel_request("memory")).items()}
+        crowded = found["limit"] and found["used"] > MOST_OF_LIMIT * found["limit"]
+        return bool(crowded) or found["available"] < LEAST_OF_MACHINE * found["total"]
 
     async def _kernel_request(self, op: str, **arguments: Any) -> dict[str, Any]:
         try:

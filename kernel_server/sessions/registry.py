@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 MAX_ENDED = 10_000  # ids of ended sessions that get a precise error
 EXPIRY_CHECK_SECONDS = 5.0
-SPARE_MEMORY = 0.75  # of the container's limit: spare sessions go when more than that is used
 
 
 @dataclass(frozen=True)
@@ -168,8 +167,8 @@ class Registry:
         """None before somebody has used the server, and while memory is short."""
         if not self._fleet.begun:
             return 0
-        used, limit = await (await self._fleet.any()).memory()
-        return 0 if limit and used > limit * SPARE_MEMORY else self.limits.spare
+        host = await self._fleet.any()
+        return 0 if await host.is_short_of_memory() else self.limits.spare
 
     async def _run_session(self, session: Session) -> None:
         try:
