@@ -75,7 +75,12 @@ def fork(body: Callable[[Report], None], keep: tuple[int, ...] = ()) -> tuple[in
     The child keeps only the standard streams, its pipe and `keep`: no control socket, no other session's descriptor.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(reader)
+        os.close(writer)
+        raise
     if pid:
         os.close(writer)
         os.set_blocking(reader, False)

@@ -46,8 +46,7 @@ class Fairness:
             processes = used[session.uid or 0]
             started = [pid for pid in processes if pid != session.pid]
             if len(busy) > 1 and started and sum(processes.values()) > FAIR * part:
-                with suppress(OSError):  # no process is to be had
-                    self._loop.help(None, partial(_lower, session.uid or 0, started), lambda _message: None)
+                self._loop.help(None, partial(_lower, session.uid or 0, started), lambda _message: None)
 
     def _used_since(self, seconds: float) -> dict[int, dict[int, float]]:
         """By user and process, how many processors it has kept busy."""

@@ -16,11 +16,12 @@ from functools import partial
 from typing import NamedTuple
 
 from . import identity
-from .usage import family_of, own_memory, read, shared_memory, stat_of
+from .usage import own_memory, read, shared_memory, stat_of
 
 BLOCK = 512  # bytes; of st_blocks
 IN_MEMORY = ("/dev/shm", "/tmp")  # noqa: S108 - the container's own, on tmpfs
 INODE_BYTES = 1 << 10  # of memory for each file on tmpfs, however small
+PARENT, STARTSTACK = 1, 25  # fields of `stat_of`; the second is the same for a process and what is forked from it
 
 Files = dict[tuple[int, int], int]
 """Bytes of files by device and inode, so that none counts twice."""
@@ -80,11 +81,15 @@ class Holdings:
 
     def _private(self) -> Held:
         """In processes; without a look at each page, which takes a second where there are many of them."""
-        families: dict[int, list[int]] = {}
+        families: dict[str, list[int]] = {}
         for pid in self._processes():
             with suppress(OSError):
-                families.setdefault(family_of(pid), []).append(own_memory(pid))
-        least = sum(_own_of(family, sizes) for family, sizes in families.items())
+                fields = stat_of(pid)
+                if pid == self._kernel or not _is_helper(fields):
+                    families.setdefault(fields[STARTSTACK], []).append(own_memory(pid))
+        host = stat_of(os.getpid())[STARTSTACK]
+        inherited = {host: own_memory(os.getpid())}
+        least = sum(_at_least(sizes, inherited.get(family, 0)) for family, sizes in families.items())
         return Held(least, sum(map(sum, families.values())))
 
     def _memory(self) -> Held:
@@ -122,8 +127,8 @@ class Holdings:
             try:
                 os.close(os.open(f"/proc/{pid}/maps", os.O_RDONLY))
             except PermissionError:
-                with suppress(OSError):  # helpers of our own do not, either
-                    if pid == self._kernel or int(stat_of(pid)[1]) != os.getpid():
+                with suppress(OSError):
+                    if pid == self._kernel or not _is_helper(stat_of(pid)):
                         return True
             except OSError:
                 continue
@@ -180,11 +185,15 @@ class _TimeIsUpError(Exception):
     """No OSError, as TimeoutError would be."""
 
 
-def _own_of(family: int, sizes: list[int]) -> int:
-    """Bytes that a family of forks holds at least, if each shares with the others as much as the smallest of them has."""
+def _is_helper(fields: list[str]) -> bool:
+    """Whether a process works for the kernel host: it is its child, and no kernel."""
+    return int(fields[PARENT]) == os.getpid()
+
+
+def _at_least(sizes: list[int], inherited: int) -> int:
+    """Bytes of a family of forks, if each shares with the others as much as the smallest has, and `inherited` with us."""
     shared = min(sizes)
-    of_this_process = own_memory(os.getpid()) if family == family_of(os.getpid()) else 0
-    return sum(sizes) - len(sizes) * shared + max(0, shared - of_this_process)
+    return sum(sizes) - len(sizes) * shared + max(0, shared - inherited)
 
 
 def shared_segments(uid: int) -> Iterator[tuple[int, int]]:

@@ -70,7 +70,11 @@ class Loop:
                 identity.become(uid)
             report({"result": body()})
 
-        pid, pipe = children.fork(work, keep)
+        try:
+            pid, pipe = children.fork(work, keep)
+        except OSError as error:  # no process, or no memory, is to be had
+            reply({"error": {"code": "failed", "message": f"no helper could be started: {error}"}})
+            return
         answers: list[dict[str, Any]] = []
 
         def on_exit(status: int) -> None:

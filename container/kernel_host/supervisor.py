@@ -29,7 +29,7 @@ STOP_SECONDS = 1.0  # until the memory of a session that was stopped is free, at
 AHEAD_SECONDS = 0.15  # memory that grows as it does now must not reach the limit within them
 FULL, NEARLY = 0.95, 0.7  # of a limit
 CULPRIT = 0.2  # of a limit: who uses less is not to blame
-CROWDED, MOST = 0.9, 0.5  # of a folder in memory: when it is as full, nobody may have more
+CROWDED, SHARE = 0.9, 0.5  # of a folder in memory: when it is as full, nobody may have more
 
 
 class Stop(Protocol):
@@ -95,7 +95,7 @@ class Supervisor:
         status = os.statvfs(folder)
         size, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
         if size - free > CROWDED * size and time.monotonic() >= self._resumes:
-            self._blame(folder, size - free, MOST * size, size, lambda holdings: holdings.in_folder(folder))
+            self._blame(folder, size - free, SHARE * size, size, lambda holdings: holdings.in_folder(folder))
 
     def _blame(self, what: str, used: int, most: float, limit: int, *looks: Callable[[Holdings], Held]) -> None:
         """Stops the session that holds most; another look is taken if the one before leaves a doubt who that is."""

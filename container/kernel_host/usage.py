@@ -83,11 +83,6 @@ def stat_of(pid: int) -> list[str]:
     return read(f"/proc/{pid}/stat").rpartition(")")[2].split()
 
 
-def family_of(pid: int) -> int:
-    """Equal for a process and what was forked from it, which share memory, until it runs another program: startstack."""
-    return int(stat_of(pid)[25])
-
-
 def own_memory(pid: int) -> int:
     """Bytes that are the process's own, or shared with what it was forked from: proc(5), statm."""
     resident, shared = read(f"/proc/{pid}/statm").split()[1:3]

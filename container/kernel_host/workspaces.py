@@ -57,10 +57,7 @@ class Workspaces:
             if "result" in message:
                 take(session, int(message["result"]["bytes"]))
 
-        try:
-            self._loop.help(None, work, finish)
-        except OSError as error:  # no process is to be had
-            finish({"error": str(error)})
+        self._loop.help(None, work, finish)
 
     def _judge(self, session: Session, used: int) -> None:
         limit = self._config.workspace_bytes

@@ -231,7 +231,7 @@ async def test_one_large_file(pair: Pair) -> None:
     "code",
     [
         "import mmap\nlen(mmap.mmap(-1, 1_300_000_000, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))",
-        "import os, signal\nfor _ in range(300):\n    if not os.fork(): signal.pause()",
+        "import threading\nwait = threading.Event().wait\nfor _ in range(300): threading.Thread(target=wait, daemon=True).start()",
         "len([os.open('/dev/null', os.O_RDONLY) for _ in range(5_000)])",
         "open('big', 'wb').truncate(400_000_000)",
     ],
@@ -325,6 +325,8 @@ async def test_full_folder_without_the_supervisor(unsupervised: Pair) -> None:
     assert "hold 256m each, for all sessions" in full.text
     used = await unsupervised.victim.run(USE.format(folder="/dev/shm"))
     assert "[Errno 28] No space left" in used.text
+    mapped = await unsupervised.victim.run("block = SharedMemory(create=True, size=10**7); block.buf[:] = bytes(10**7)")
+    assert "killed by SIGBUS: memory that it had mapped from a file was not there" in mapped.text
 
 
 # -- processors ----------------------------------------------------------------------------------------------------
