@@ -7,6 +7,7 @@ the server's user and which the session cannot enter: it cannot reach another se
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import random
 import signal
@@ -17,14 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import FrameType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import zmq
 from ipykernel import ipkernel
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
 from IPython.core.events import EventManager
-from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.profiledir import ProfileDir
 
 from . import identity
@@ -38,7 +38,11 @@ from .variables import Variables
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
 MAX_QUEUED_MESSAGES = 32  # for a reader; what is queued when a cell is interrupted is read after its end
 INTERRUPT_AGAIN_SECONDS = 0.02
+# How long a thread may keep the interpreter while others want it. An interrupt, a look inside and output beside a cell
+# that computes have to get it dozens of times; Python's 5 ms add up.
+SWITCH_SECONDS = 0.001
 CA_BUNDLE = "/opt/kernel_server/ca-bundle.crt"  # if the image was built with one
+
 
 Message = dict[str, Any]
 
@@ -108,18 +112,18 @@ class SessionKernel(IPythonKernel):
             os.kill(os.getpid(), signal.SIGINT)
 
     @contextmanager
-    def _cancel_on_sigint(self, future: asyncio.Future[Any]) -> Iterator[None]:
+    def _cancel_on_sigint(self, future: asyncio.Task[Any]) -> Iterator[None]:
         """For a cell that awaits: ipykernel's own does not wake the event loop, which may be asleep for long.
 
-        Where the cell itself is running and not a task that it has made, it gets its KeyboardInterrupt.
+        Where the cell itself is running, or about to, and not a task that it has made, it gets its KeyboardInterrupt.
         """
         loop = asyncio.get_running_loop()
 
         def interrupt(signum: int, frame: FrameType | None) -> None:
-            if any(below.f_code is InteractiveShell.run_code.__code__ for below in _stack(frame)):
-                self._interrupt(signum, frame)
-            else:
+            if inspect.getcoroutinestate(cast("Any", future.get_coro())) == inspect.CORO_SUSPENDED:
                 loop.call_soon_threadsafe(future.cancel)
+            else:
+                self._interrupt(signum, frame)
 
         before = signal.signal(signal.SIGINT, interrupt)
         try:
@@ -253,6 +257,7 @@ def run(
     app.initialize([])
     if launch.warm:
         _warm_up(app)
+    sys.setswitchinterval(SWITCH_SECONDS)
     sys.stdout.flush()  # opens this thread's way to IOPub, for which a cell may leave no descriptor
     if started:
         started(app)

@@ -60,9 +60,13 @@ class Runner:
         The second time from outside: a kernel whose interpreter is held by native code reads no requests, but a signal
         reaches code such as a regular expression's.
         """
-        for seconds, interrupt in zip(INTERRUPT_SECONDS, (kernel.interrupt, self._signal), strict=True):
+
+        async def ask() -> None:
+            await execution.begun.wait()  # before that, there is nothing to interrupt
+            await kernel.interrupt()
+
+        for seconds, interrupt in zip(INTERRUPT_SECONDS, (ask, self._signal), strict=True):
             with anyio.move_on_after(seconds), suppress(KernelError, EngineError):
-                await execution.begun.wait()
                 await interrupt()
                 await execution.wait_over()
             if execution.over.is_set():
