@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from kernel_server.locks import claimed
+
 logger = logging.getLogger(__name__)
 
 PREFIX = "ks-"
@@ -23,14 +25,28 @@ MAX_SOCKET_PATH = 107
 SETTLED_SECONDS = 10.0  # a younger folder may be one whose server has not locked it yet
 
 
-def _parent() -> Path:
-    """`$XDG_RUNTIME_DIR` where there is one that is short enough, else the temporary folder."""
-    for candidate in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):  # noqa: S108 - 0700 below
-        if not candidate or len(candidate) + len(PREFIX) + 9 + len(LONGEST_NAME) > MAX_SOCKET_PATH:
+def parent_folder() -> Path:
+    """`$XDG_RUNTIME_DIR` where there is one that is short enough, else the temporary folder.
+
+    Raises:
+        OSError: there is none.
+    """
+    for candidate in _candidates():
+        if len(str(candidate)) + len(PREFIX) + 9 + len(LONGEST_NAME) > MAX_SOCKET_PATH:
             continue
         if os.access(candidate, os.W_OK | os.X_OK):
-            return Path(candidate)
+            return candidate
     raise OSError("no folder for sockets: XDG_RUNTIME_DIR or TMPDIR must name a short path that you may write")
+
+
+def _candidates() -> list[Path]:
+    named = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")  # noqa: S108 - what is made in it is 0700
+    return [Path(name) for name in named if name]
+
+
+def parent_folders() -> set[Path]:
+    """All folders in which servers of this user may have made theirs, also those with another environment."""
+    return {*_candidates(), Path(f"/run/user/{os.getuid()}")}
 
 
 @contextmanager
@@ -39,8 +55,12 @@ def run_folder() -> Iterator[Path]:
 
     The folder for sockets is `k` in it: the outer one keeps other users of this machine out.
     """
-    _sweep(_parent())
-    outer = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_parent()))
+    parent = parent_folder()
+    for folder in abandoned(parent):
+        with suppress(OSError):
+            shutil.rmtree(folder)
+            logger.info("removed what a server left behind: %s", folder)
+    outer = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     try:
         with open(outer / "lock", "w", encoding="ascii") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -51,14 +71,11 @@ def run_folder() -> Iterator[Path]:
         shutil.rmtree(outer, ignore_errors=True)
 
 
-def _sweep(parent: Path) -> None:
-    """Removes run folders of this user whose server is gone (nobody holds the lock any more)."""
+def abandoned(parent: Path) -> Iterator[Path]:
+    """Run folders of this user whose server is gone; each is claimed until the next one is asked for."""
     for folder in parent.glob(f"{PREFIX}????????"):
         with suppress(OSError):
             status = folder.stat()
-            if status.st_uid != os.getuid() or time.time() - status.st_mtime < SETTLED_SECONDS:
-                continue
-            with open(folder / "lock", "r+", encoding="ascii") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-                logger.info("removed what a server left behind: %s", folder)
+            if status.st_uid == os.getuid() and time.time() - status.st_mtime > SETTLED_SECONDS:
+                with claimed(folder / "lock"):
+                    yield folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import IO
 
 from kernel_server.errors import EngineError
 from kernel_server.hosts.engine import Engine
+from kernel_server.locks import claimed
 
 PREFIX = "kernel-server-shared-"
+SETTLED_SECONDS = 10.0  # a younger file may be one that its server has not locked yet
 
 
 class SharedVolume:
@@ -36,9 +39,10 @@ class SharedVolume:
 
     def _open(self, engine: Engine) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        for name in self._abandoned():
-            with suppress(EngineError):
-                engine.remove_volume(name)
+        for path in abandoned(self._folder):
+            with suppress(EngineError):  # the container of a server that was killed just now still uses it
+                engine.remove_volume(path.name)
+                path.unlink()
         name = f"{PREFIX}{secrets.token_hex(8)}"
         self._lock = open(self._folder / name, "w", encoding="ascii")  # noqa: SIM115 - held until `remove`
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -57,9 +61,11 @@ class SharedVolume:
             engine.remove_volume(name)
             (self._folder / name).unlink(missing_ok=True)
 
-    def _abandoned(self) -> Iterator[str]:
-        for path in self._folder.glob(f"{PREFIX}*"):
-            with suppress(OSError), path.open("r+", encoding="ascii") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield path.name
-                path.unlink()
+
+def abandoned(folder: Path) -> Iterator[Path]:
+    """Lock files in `folder`, named as their volumes, whose server is gone; each is claimed until the next is asked for."""
+    for path in folder.glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > SETTLED_SECONDS:
+                with claimed(path):
+                    yield path
