@@ -15,6 +15,7 @@ from mcp.server import MCPServer
 from kernel_server import __version__
 from kernel_server.config import Settings
 from kernel_server.hosts.base import HostSettings, KernelHosts
+from kernel_server.presence import announced
 from kernel_server.sessions.registry import Limits, open_registry
 from kernel_server.tasks import running
 from kernel_server.tools import code, files, listing, outputs, resources, sessions, variables
@@ -58,15 +59,18 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     """The running parts under the tools; all sessions and the container end with the block."""
     hosts = _make_hosts(settings)
     limits = Limits(settings.session_ttl, settings.session_max, settings.pool, host_settings(settings).per_host)
-    async with open_registry(hosts, limits, JournalFolder(settings.state_dir / "journals")) as registry:
-        yield Services(
-            registry=registry,
-            input_folder=settings.input_folder,
-            output_folder=settings.output_folder,
-            timeout=settings.timeout,
-            wait=settings.wait,
-            output_bytes=settings.output_bytes,
-        )
+    # Announced first, and so withdrawn last: sessions still end in between.
+    with announced(settings.state_dir / "servers", settings.engine) as announce:
+        async with open_registry(hosts, limits, JournalFolder(settings.state_dir / "journals")) as registry:
+            registry.on_change = lambda: announce([session.session_id for session in registry.sessions])
+            yield Services(
+                registry=registry,
+                input_folder=settings.input_folder,
+                output_folder=settings.output_folder,
+                timeout=settings.timeout,
+                wait=settings.wait,
+                output_bytes=settings.output_bytes,
+            )
 
 
 def host_settings(settings: Settings) -> HostSettings:

@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -46,7 +46,11 @@ class Limits:
 
 
 class Registry:
-    """Makes, finds and ends sessions; the first of them starts a container. `open_registry` makes one."""
+    """Makes, finds and ends sessions; the first of them starts a container. `open_registry` makes one.
+
+    Attributes:
+        on_change: told when `sessions` has changed.
+    """
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class Registry:
     ) -> None:
         self.limits = limits
         self.journals = journals
+        self.on_change: Callable[[], None] = lambda: None
         self._context = context
         self._tasks = tasks
         self._fleet = Fleet(hosts, limits.per_host, tasks, self._on_death, self._on_lost)
@@ -129,6 +134,7 @@ class Registry:
         try:
             session = self._pool.take() or self._make(await self._fleet.place(on_wait))
             self._sessions[session.session_id] = session
+            self.on_change()
         finally:
             self._opening -= 1
         async with self._ended_if_it_fails(session), session.in_use():
@@ -216,6 +222,7 @@ class Registry:
 
     def _forget(self, session: Session, ending: SessionError) -> None:
         if self._sessions.pop(session.session_id, None):
+            self.on_change()
             self._ended[session.session_id] = ending.again()
             while len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)

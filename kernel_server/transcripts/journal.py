@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 KEPT_SECONDS = 7 * 24 * 3600.0  # journals of ended sessions can be exported for so long
 RECORD_KEYS = {"source", "execution_count", "status", "generation", "begun", "ended", "notes", "outputs"}
+MAX_FIRST_LINE = 1 << 20  # bytes of a journal that are read to show how it begins
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -104,6 +105,16 @@ def _record_of(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.keys() >= RECORD_KEYS else None
 
 
+def _describe(path: Path) -> JournalInfo:
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        first = _record_of(file.readline(MAX_FIRST_LINE))
+        file.seek(0)
+        cells = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+    begins = str(first["source"]) if first else ""
+    return JournalInfo(path.stem, cells, status.st_size, status.st_mtime, begins)
+
+
 def _write_all(descriptor: int, data: bytes) -> None:
     """Writes a line, also behind a torn one; a part that was written before an error is taken back."""
     before = os.fstat(descriptor).st_size
@@ -144,6 +155,24 @@ def notebook_output(output: Output) -> dict[str, Any]:
             }
 
 
+@dataclass(frozen=True)
+class JournalInfo:
+    """A journal as a listing shows it.
+
+    Attributes:
+        cells: how many were finished.
+        size: bytes.
+        modified: when the last cell was finished, in seconds since 1970.
+        begins: source of the first cell; "" where that is too long to be looked for.
+    """
+
+    session_id: str
+    cells: int
+    size: int
+    modified: float
+    begins: str
+
+
 class JournalFolder:
     """Where the journals of all sessions are."""
 
@@ -160,6 +189,16 @@ class JournalFolder:
             return None
         journal = self.journal(session_id)
         return journal if journal.path.is_file() else None
+
+    def kept(self) -> list[JournalInfo]:
+        """All journals, those that were written to last first."""
+        found = []
+        for path in self._folder.glob("*.jsonl"):
+            try:
+                found.append(_describe(path))
+            except OSError as error:
+                logger.debug("could not read %s: %s", path, error)
+        return sorted(found, key=lambda info: info.modified, reverse=True)
 
     def sweep(self) -> None:
         """Removes journals that have not been written to for KEPT_SECONDS."""

@@ -12,7 +12,14 @@ import pytest
 
 from kernel_server.errors import FileError
 from kernel_server.kernels.outputs import Display, Error, Outputs, Stream
-from kernel_server.transcripts.journal import KEPT_SECONDS, Journal, JournaledCell, JournalFolder
+from kernel_server.transcripts.journal import (
+    KEPT_SECONDS,
+    MAX_FIRST_LINE,
+    Journal,
+    JournaledCell,
+    JournalFolder,
+    JournalInfo,
+)
 
 BEGUN = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 SESSION_ID = "0123456789abcdef" * 2
@@ -69,6 +76,22 @@ def test_cell_is_read_back_as_it_was_written(tmp_path: Path) -> None:
                 {"output_type": "error", "ename": "ValueError", "evalue": "why", "traceback": ["line 1", "line 2"]},
             ],
         }
+    ]
+
+
+def test_journals_are_listed_with_what_tells_them_apart(tmp_path: Path) -> None:
+    """Issue 5: a person finds the id of the session to export; the one that was used last comes first."""
+    folder = JournalFolder(tmp_path)
+    assert folder.kept() == []
+    old, new = folder.journal("0" * 32), folder.journal("1" * 32)
+    for source in ("import pandas", "2"):
+        old.append(cell(source))
+    new.append(cell("x" * MAX_FIRST_LINE))
+    os.utime(old.path, (1000, 1000))
+    status = new.path.stat()
+    assert folder.kept() == [
+        JournalInfo("1" * 32, 1, status.st_size, status.st_mtime, ""),
+        JournalInfo("0" * 32, 2, old.path.stat().st_size, 1000, "import pandas"),
     ]
 
 
