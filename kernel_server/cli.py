@@ -14,7 +14,14 @@ from kernel_server import __version__
 from kernel_server.config import Settings, describe_settings, given_in_environment, load_settings
 from kernel_server.errors import ConfigurationError, KernelServerError
 
-COMMANDS = ("serve", "dev", "build")
+COMMANDS = {
+    "serve": "serve MCP on stdin and stdout (what an MCP client starts); the default",
+    "dev": "open the MCP Inspector on this server, with these settings",
+    "build": "build the image now, so that the first session need not wait for it",
+    "doctor": "look at engine, image, versions, folders and disk, and say how to mend what is wrong; starts nothing",
+    "sessions": "list the sessions of all servers of this user, and those that ended in the last week",
+    "clean": "remove what servers left behind that are gone, after showing it",
+}
 # Named by its major version: with an older Node.js, npx would silently take the old Inspector 0.15.
 INSPECTOR = "@modelcontextprotocol/inspector@2"
 
@@ -26,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.insert(0, "serve")
     options = vars(_parser().parse_args(given))
     command = options.pop("command")
+    leftovers, yes = options.pop("leftovers", []), options.pop("yes", False)
     named = {name: value for name, value in options.items() if value is not None}
     try:
         settings = load_settings(named)
@@ -34,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _dev(named)
             case "build":
                 return _build(settings)
+            case "doctor" | "sessions" | "clean":
+                return _care(command, settings, leftovers, yes=yes)
             case _:
                 return _serve(settings)
     except ConfigurationError as error:
@@ -50,12 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"kernel-server {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (
-        ("serve", "serve MCP on stdin and stdout (what an MCP client starts); the default"),
-        ("dev", "open the MCP Inspector on this server, with these settings"),
-        ("build", "build the image now, so that the first session need not wait for it"),
-    ):
+    for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        if name == "clean":
+            command.add_argument("leftovers", nargs="*", metavar="NAME", help="only these, by the names that it shows")
+            command.add_argument("--yes", action="store_true", help="do not ask")
         for setting, default, description in describe_settings():
             shown = f"{description} [{default}]" if default else description
             command.add_argument(
@@ -107,3 +116,22 @@ def _build(settings: Settings) -> int:
 
     print(f"Ready: {build_image(host_settings(settings), lambda line: print(line, flush=True))}")
     return 0
+
+
+def _care(command: str, settings: Settings, leftovers: Sequence[str], *, yes: bool) -> int:
+    from kernel_server.care.clean import clean
+    from kernel_server.care.doctor import doctor
+    from kernel_server.care.sessions import sessions
+
+    try:
+        match command:
+            case "doctor":
+                return doctor(settings)
+            case "sessions":
+                return sessions(settings)
+            case _:
+                return clean(settings, leftovers, yes=yes)
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; Python would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -42,7 +42,17 @@ class EngineError(KernelServerError):
 
 
 class EngineUnavailable(EngineError):
-    """No engine answers, or this user may not talk to it."""
+    """No engine answers, or this user may not talk to it.
+
+    Attributes:
+        finding: what is wrong.
+        remedy: what to do; "" where nobody knows.
+    """
+
+    def __init__(self, finding: str, remedy: str = "") -> None:
+        self.finding = finding
+        self.remedy = remedy
+        super().__init__(f"{finding} {remedy}".strip())
 
 
 class ImageUnavailable(EngineError):

@@ -55,6 +55,41 @@ class EngineInfo:
 
 
 @dataclass(frozen=True)
+class EngineFacts:
+    """What a person should know of an engine.
+
+    Attributes:
+        components: version by name in lower case, such as "runc" → "1.1.5+ds1".
+        security: profile by name, such as "seccomp" → "default", "apparmor" → "".
+        without: limits of containers that it cannot enforce.
+        root_folder: where it keeps images and volumes, on its machine.
+    """
+
+    version: str
+    api_version: str
+    operating_system: str
+    components: Mapping[str, str]
+    security: Mapping[str, str]
+    cgroup_version: str
+    cgroup_driver: str
+    without: tuple[str, ...]
+    storage_driver: str
+    root_folder: str
+
+
+@dataclass(frozen=True)
+class ContainerInfo:
+    """One line of `docker ps`. `image` is an id, `state` such as "running", `created` in seconds since 1970."""
+
+    id: str
+    name: str
+    image: str
+    state: str
+    created: float
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class ImageInfo:
     """What we use of `docker image inspect`. `id` is the full digest, "sha256:..."."""
 
@@ -165,7 +200,7 @@ class Engine:
             arguments = {"base_url": address, **docker.utils.kwargs_from_env()}
             client = docker.APIClient(version="auto", timeout=timeout, **arguments)
         except Exception as error:  # docker-py raises its own, requests', urllib3's and ssl's errors here
-            raise EngineUnavailable(why_unreachable(address, _text(error))) from error
+            raise EngineUnavailable(*why_unreachable(address, _text(error))) from error
         return cls(client, address)
 
     def close(self) -> None:
@@ -183,7 +218,7 @@ class Engine:
         try:
             self._client.ping()
         except Exception as error:  # see connect
-            raise EngineUnavailable(why_unreachable(self.address, _text(error))) from error
+            raise EngineUnavailable(*why_unreachable(self.address, _text(error))) from error
 
     def info(self) -> EngineInfo:
         """The engine's facts; asked once, then remembered."""
@@ -195,9 +230,27 @@ class Engine:
     def _ask_info(self) -> EngineInfo:
         with _mapped("read the engine's facts"):
             info: dict[str, Any] = self._client.info()
-        # Such as "name=seccomp,profile=default".
-        names = {str(option).removeprefix("name=").split(",")[0] for option in info.get("SecurityOptions") or ()}
+        names = _security(info)
         return EngineInfo(rootless="rootless" in names, userns_remap="userns" in names)
+
+    def facts(self) -> EngineFacts:
+        """More of them, for a person."""
+        with _mapped("read the engine's facts"):
+            version: dict[str, Any] = self._client.version()
+            info: dict[str, Any] = self._client.info()
+        limits = {"MemoryLimit": "memory", "SwapLimit": "swap", "PidsLimit": "processes", "CpuCfsQuota": "CPUs"}
+        return EngineFacts(
+            version=str(version.get("Version", "")),
+            api_version=str(version.get("ApiVersion", "")),
+            operating_system=str(info.get("OperatingSystem", "")),
+            components={str(c["Name"]).lower(): str(c["Version"]) for c in version.get("Components") or ()},
+            security=_security(info),
+            cgroup_version=str(info.get("CgroupVersion") or "1"),
+            cgroup_driver=str(info.get("CgroupDriver", "")),
+            without=tuple(limit for key, limit in limits.items() if info.get(key) is False),
+            storage_driver=str(info.get("Driver", "")),
+            root_folder=str(info.get("DockerRootDir", "")),
+        )
 
     # --- images
 
@@ -210,8 +263,7 @@ class Engine:
                 found: dict[str, Any] = self._client.inspect_image(reference)
             except docker.errors.ImageNotFound:
                 return None
-        labels: dict[str, Any] = (found.get("Config") or {}).get("Labels") or {}
-        return ImageInfo(str(found["Id"]), {str(key): str(value) for key, value in labels.items()})
+        return ImageInfo(str(found["Id"]), _labels(found.get("Config") or {}))
 
     def pull(self, reference: str, *, first_answer_timeout: float, timeout: float) -> PullResult:
         """Pulls an image.
@@ -295,9 +347,17 @@ class Engine:
 
     def image_names(self, repository: str) -> dict[str, str]:
         """The local names of a repository, "name:tag" → image id."""
+        return {name: image.id for name, image in self.images(repository).items()}
+
+    def images(self, repository: str) -> dict[str, ImageInfo]:
+        """The local images of a repository by "name:tag"."""
         with _mapped(f"list the images of {repository}"):
             found: list[dict[str, Any]] = self._client.images(name=repository)
-        return {str(name): str(entry["Id"]) for entry in found for name in entry.get("RepoTags") or ()}
+        return {
+            str(name): ImageInfo(str(entry["Id"]), _labels(entry))
+            for entry in found
+            for name in entry.get("RepoTags") or ()
+        }
 
     # --- containers
 
@@ -374,6 +434,29 @@ class Engine:
                 if error.status_code not in {HTTP_NOT_FOUND, HTTP_CONFLICT}:
                     raise
 
+    def containers(self) -> list[ContainerInfo]:
+        """All of them, whatever their state and whoever made them."""
+        with _mapped("list the containers"):
+            found: list[dict[str, Any]] = self._client.containers(all=True)
+        return [
+            ContainerInfo(
+                id=str(entry["Id"]),
+                name=str((entry.get("Names") or [entry["Id"]])[0]).removeprefix("/"),
+                image=str(entry["ImageID"]),
+                state=str(entry["State"]),
+                created=float(entry["Created"]),
+                labels=_labels(entry),
+            )
+            for entry in found
+        ]
+
+    def volumes(self, prefix: str) -> list[str]:
+        """The names of volumes that begin with `prefix`."""
+        with _mapped("list the volumes"):
+            found: dict[str, Any] = self._client.volumes(filters={"name": prefix})
+        names = [str(entry["Name"]) for entry in found.get("Volumes") or ()]
+        return [name for name in names if name.startswith(prefix)]
+
     def remove_volume(self, name: str) -> None:
         """Removes a volume that no container uses; no error if it is gone."""
         import docker.errors
@@ -439,6 +522,16 @@ def _mapped(what: str) -> Generator[None]:
         if isinstance(error, docker.errors.DockerException | requests.exceptions.RequestException):
             raise EngineError(f"The Docker engine could not {what}: {_text(error)}") from error
         raise
+
+
+def _security(info: Mapping[str, Any]) -> dict[str, str]:
+    """Profiles by name, of options such as "name=seccomp,profile=default"."""
+    options = [str(option).removeprefix("name=") for option in info.get("SecurityOptions") or ()]
+    return {option.partition(",")[0]: option.partition(",profile=")[2] for option in options}
+
+
+def _labels(entry: Mapping[str, Any]) -> dict[str, str]:
+    return {str(key): str(value) for key, value in (entry.get("Labels") or {}).items()}
 
 
 def _text(error: Exception) -> str:

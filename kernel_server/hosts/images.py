@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ DEFAULT_IMAGE = "python:3.13-slim"
 FALLBACK_IMAGE = "kernel-server-base:trixie"
 # Repository of the cached layers; the tag is the key.
 LAYER_REPOSITORY = "kernel-server"
+_LAYER_NAME = re.compile(rf"{LAYER_REPOSITORY}:[0-9a-f]{{12}}")
 # Version of the control protocol that the kernel_host in an image speaks (container/Dockerfile sets the label).
 PROTOCOL = "1"
 PROTOCOL_LABEL = "kernel_server.protocol"
@@ -89,14 +91,12 @@ def ensure_kernel_image(engine: Engine, request: ImageRequest, report: Callable[
         ImageUnavailable: the image is not there and cannot be had; the message says what to do.
         EngineError: the engine failed.
     """
-    ready = _find_ready(engine, request)
+    ready = find_ready(engine, request)
     if ready:
         return ready
     with _lock(request.lock_folder, report):
         # Another process may have built it while we waited.
-        return _find_ready(engine, request) or _build_layer(
-            engine, request, _find_base(engine, request, report), report
-        )
+        return find_ready(engine, request) or _build_layer(engine, request, _find_base(engine, request, report), report)
 
 
 def container_folder() -> Path:
@@ -132,7 +132,7 @@ def layer_key(base_id: str, context: Mapping[str, bytes], *, data_stack: bool) -
     return digest.hexdigest()[:12]
 
 
-def _find_ready(engine: Engine, request: ImageRequest) -> str | None:
+def find_ready(engine: Engine, request: ImageRequest) -> str | None:
     """The image to run when nothing has to be pulled or built."""
     image = engine.image(request.image)
     if image is not None and image.labels.get(PROTOCOL_LABEL) == PROTOCOL:
@@ -149,6 +149,27 @@ def _find_ready(engine: Engine, request: ImageRequest) -> str | None:
 def _layer_name(base: ImageInfo, request: ImageRequest) -> str:
     context = build_context(container_folder())
     return f"{LAYER_REPOSITORY}:{layer_key(base.id, context, data_stack=request.with_data_stack)}"
+
+
+def old_layers(engine: Engine) -> dict[str, ImageInfo]:
+    """Layers by name that this version would run with no image that is here: either it or their base has changed."""
+    context = build_context(container_folder())
+    current: dict[str, set[str]] = {}
+    found = {}
+    for name, layer in engine.images(LAYER_REPOSITORY).items():
+        base = layer.labels.get(BASE_LABEL, "")
+        if not base or not _LAYER_NAME.fullmatch(name):
+            continue  # somebody else's
+        if base not in current:
+            current[base] = _current_layers(engine.image(base), context)
+        if name not in current[base]:
+            found[name] = layer
+    return found
+
+
+def _current_layers(base: ImageInfo | None, context: Mapping[str, bytes]) -> set[str]:
+    keys = {layer_key(base.id, context, data_stack=data_stack) for data_stack in (False, True)} if base else set()
+    return {f"{LAYER_REPOSITORY}:{key}" for key in keys}
 
 
 # --- the base image

@@ -12,7 +12,7 @@ import pytest
 from mcp import Client
 
 from kernel_server.app import create_server
-from kernel_server.cli import main
+from kernel_server.cli import COMMANDS, main
 from kernel_server.config import describe_settings, load_settings
 from kernel_server.tools.meta import ResultMeta
 from tests.clients.wire import ROOT, SCRIPTS, server_environment
@@ -39,6 +39,18 @@ def test_settings_table_is_that_of_the_code() -> None:
     """DESIGN, configuration: README and code are compared; neither is remembered by hand."""
     expected = [[f"`{name}`", f"`{default}`" if default else "", text] for name, default, text in SETTINGS]
     assert _rows(_section("Settings")) == expected
+
+
+def test_every_command_is_in_the_readme() -> None:
+    """Ours: and those for looking after an installation in a table of their own."""
+    assert not [command for command in COMMANDS if f"`kernel-server {command}`" not in README and command != "serve"]
+    listed = [command for command, _ in _rows(_section("Looking after it"))]
+    assert listed == [
+        "`kernel-server doctor`",
+        "`kernel-server sessions`",
+        "`kernel-server clean`",
+        "`kernel-server build`",
+    ]
 
 
 def test_dotenv_example_has_every_setting_with_its_default() -> None:

@@ -1,0 +1,1 @@
+"""What a person does with an installation: see what is wrong (`doctor`), what there is (`sessions`), and tidy up (`clean`)."""
