@@ -283,9 +283,9 @@ async def test_partial_output_before_a_death_is_kept(session: Handle) -> None:
     "show", ["print('last words', flush=True)", "print('last words'); sys.stdout.flush()", "display('last words')"]
 )
 async def test_what_was_shown_right_before_a_death_is_kept(session: Handle, show: str) -> None:
-    """Ours: a flush is over when the text has left; the interpreter may be held, or gone, from then on."""
-    for _ in range(5):
-        reply = await session.run(f"import os, sys\n{show}\nheld = b'x' * 50_000_000; os.kill(os.getpid(), 9)")
+    """Ours: a flush is over when the text has left; native code may hold the interpreter from then on."""
+    for _ in range(2):
+        reply = await session.run(f"import os, sys\n{show}\nsum(range(3 * 10**7)); os.kill(os.getpid(), 9)")
         assert reply.status == "died"
         assert reply.text.strip("'").startswith("last words")
 
