@@ -16,7 +16,7 @@ from typing import Any
 from . import identity
 from .loop import Loop
 from .sessions import Session
-from .usage import CLOCK_TICKS, processor_ticks
+from .usage import CLOCK_TICKS, idle_ticks, processor_ticks
 
 LOOK_SECONDS = 0.5
 ACTIVE = 0.02  # of a processor: who uses less does not count as wanting some
@@ -31,6 +31,7 @@ class Fairness:
         self._loop = loop
         self._processors = processors or os.cpu_count() or 1
         self._ticks: dict[int, tuple[int, int]] = {}
+        self._idle = 0
         self._last = 0.0
 
     def look(self, sessions: list[Session]) -> None:
@@ -39,9 +40,10 @@ class Fairness:
         if now < self._last + LOOK_SECONDS:
             return
         seconds, self._last = now - self._last, now
-        used = self._used_since(seconds)
+        used, free = self._used_since(seconds), self._free_since(seconds)
+        total = sum(sum(processes.values()) for processes in used.values())
         busy = [session for session in sessions if sum(used.get(session.uid or 0, {}).values()) > ACTIVE]
-        part = self._processors / max(1, len(busy))
+        part = min(self._processors, total + free) / max(1, len(busy))  # other containers have the rest
         for session in busy:
             processes = used[session.uid or 0]
             started = [pid for pid in processes if pid != session.pid]
@@ -56,6 +58,11 @@ class Fairness:
             earlier = before[pid][1] if pid in before and before[pid][0] == uid else 0
             used.setdefault(uid, {})[pid] = max(0, ticks - earlier) / CLOCK_TICKS / seconds
         return used
+
+    def _free_since(self, seconds: float) -> float:
+        """How many processors nobody has used."""
+        before, self._idle = self._idle, idle_ticks()
+        return (self._idle - before) / CLOCK_TICKS / seconds
 
 
 def _lower(uid: int, pids: list[int]) -> dict[str, Any]:

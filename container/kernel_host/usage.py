@@ -37,6 +37,11 @@ def processor_ticks() -> dict[int, tuple[int, int]]:
     return ticks
 
 
+def idle_ticks() -> int:
+    """Clock ticks so far in which processors of the machine had nothing to do: proc(5), stat."""
+    return sum(int(ticks) for ticks in read("/proc/stat").split(maxsplit=6)[4:6])
+
+
 def container_memory() -> dict[str, Any]:
     """`used` and `limit` of the container in bytes; the page cache that can go counts as free. `limit` 0 is none.
 

@@ -334,32 +334,33 @@ async def test_full_folder_without_the_supervisor(unsupervised: Pair) -> None:
 HASH = "import hashlib, threading; work = lambda: hashlib.pbkdf2_hmac('md5', b'', b'', 1 << 30)"
 BUSY = f"{HASH}; threading.Thread(target=work).start(); work()"
 SPIN = f'{START}hogs = [start("{BUSY}") for _ in range(4)]'
+SOME_WORK = "import threading; threading.Thread(target=lambda: all(iter(lambda: True, False)), daemon=True).start()"
 NICE = """
 import os
 threads = [int(name) for hog in hogs for name in os.listdir(f'/proc/{hog.pid}/task')]
 seconds = sum(sum(map(int, open(f'/proc/{hog.pid}/stat').read().split()[13:15])) for hog in hogs) / 100
-len(threads), {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}, seconds > 5
+len(threads), {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads}, seconds > 2
 """
 
 
 async def test_many_busy_processes(pair: Pair) -> None:
     """Issue 4: processors are shared between sessions; while others want some, too, who has many waits, with every thread."""
+    await pair.victim.run(SOME_WORK)
     await pair.attacker.run(SPIN)
 
     async def waits() -> bool:
-        assert await pair.victim.value("sum(range(10**6)); print(len(kept))") == str(KEPT)
         return (await pair.attacker.value(NICE)).startswith("(8, {19}")
 
-    await eventually(waits)
+    await eventually(waits, seconds=60)
 
 
 async def test_many_busy_processes_without_the_supervisor(unsupervised: Pair) -> None:
     """The control: they have what all sessions start with."""
+    await unsupervised.victim.run(SOME_WORK)
     await unsupervised.attacker.run(SPIN)
 
     async def has_worked() -> bool:
-        assert await unsupervised.victim.value("sum(range(10**6)); print(len(kept))") == str(KEPT)
         return (await unsupervised.attacker.value(NICE)).endswith("True)")
 
-    await eventually(has_worked)
+    await eventually(has_worked, seconds=60)
     assert await unsupervised.attacker.value(NICE) == "(8, {5}, True)"
