@@ -7,6 +7,7 @@ started, showed a DataFrame and drew a plot, and the names of all modules that i
 from __future__ import annotations
 
 import importlib
+import inspect
 import io
 import json
 import os
@@ -95,6 +96,8 @@ def _import_kernel() -> None:
     del sys.modules["debugpy"]
     from . import kernel  # noqa: F401
 
+    _imported("stack_data")  # IPython does so with its first traceback
+
 
 def _choose_display_options() -> None:
     """How values are shown; what a session sets later wins. What was not asked for is not imported for this."""
@@ -109,8 +112,12 @@ def _choose_display_options() -> None:
 
 
 def _warm_up() -> None:
-    """Shows a DataFrame and draws a figure, so that what these keep after their first use is shared as well."""
+    """Shows a DataFrame and draws a figure, so that what these keep after their first use is shared as well.
+
+    The same for a traceback: Python looks up the files of all modules once, which is most of the time of a first error.
+    """
     try:
+        inspect.getmodule(compile("", "no file", "exec"))
         if pandas := sys.modules.get("pandas"):
             frame = pandas.DataFrame({"a": [1.5, None], "b": ["x", "y"]})
             repr(frame), frame._repr_html_()
