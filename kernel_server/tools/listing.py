@@ -20,6 +20,7 @@ from kernel_server.text import clean, human_size, one_line
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import find_host, in_use, services, text_result
 
+LOOKS_AT_A_TIME = 4  # each forks a helper; interrupts and new kernels must not wait for those of 32 sessions
 LATEST = 253_402_300_799  # the end of the year 9999: a session sets its files' times as it likes
 
 
@@ -64,10 +65,12 @@ async def list_sessions(ctx: Context) -> Annotated[CallToolResult, SessionList]:
     if not sessions:
         return text_result("There are no sessions.", SessionList(sessions=[]))
     infos: dict[str, SessionInfo] = {}
+    limiter = anyio.CapacityLimiter(LOOKS_AT_A_TIME)
     async with anyio.create_task_group() as tasks:
 
         async def look(session: Session) -> None:
-            infos[session.session_id] = await _look(session)
+            async with limiter:
+                infos[session.session_id] = await _look(session)
 
         for session in sessions:
             tasks.start_soon(look, session)
