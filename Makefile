@@ -7,13 +7,13 @@ MAKEFLAGS += --no-print-directory
 
 # Another interpreter for the server and its tools: make PYTHON=/path/to/python3
 PYTHON ?= $(shell sh .ci/python.sh)
-# Extra arguments: make test ARGS="-k files", make bench ARGS=...
+# Extra arguments: make test ARGS="-k files", make bench ARGS=..., make soak ARGS="--minutes 2"
 ARGS ?=
 STEP := sh .ci/step.sh
 CONTAINER_FILES := $(shell find container -type f -not -path '*/__pycache__/*')
 SOURCES := kernel_server tests benchmarks
 
-.PHONY: help demo test check bench setup tools engine base image clean
+.PHONY: help demo test check bench soak setup tools engine base image clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -32,6 +32,9 @@ check: tools  ## lint, format, types, import rules
 
 bench: setup  ## print the ratios that the project promises
 	@.venv/bin/python -m benchmarks $(ARGS)
+
+soak: setup  ## many sessions that come and go for 15 minutes: no error, no growth
+	@.venv/bin/python -m benchmarks.soak $(ARGS)
 
 setup:  ## virtual environment, engine and image
 	@$(MAKE) -j2 tools base
