@@ -329,6 +329,6 @@ def _hints(settings: HostSettings) -> dict[str, str]:
 def human_binary(size: int) -> str:
     """A limit as it is written in settings, such as `4g`."""
     for unit, letter in ((30, "g"), (20, "m"), (10, "k")):
-        if size >= 1 << unit:
-            return f"{size / (1 << unit):g}{letter}"
+        if size >= 1 << unit and not size % (1 << unit):
+            return f"{size >> unit}{letter}"
     return human_size(size)
