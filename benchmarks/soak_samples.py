@@ -14,11 +14,16 @@ import docker
 
 from tests.clients.wire import RUN_DIR_LABEL, SERVER_PID_LABEL
 
-MEGABYTE = 1e6
+KIB, MEGABYTE = 1024, 1e6
 SESSIONS_FOLDER = "/workspace/sessions"
 # Folders of the workspace's volume two levels deep, and what lies in the container's own temporary folders.
 LIST = ("find", "/workspace", "/tmp", "/dev/shm", "-mindepth", "1", "-maxdepth", "2", "-printf", "%U %p\\n")  # noqa: S108
 FIRST_SESSION_UID = 20_000
+SOCKETS = "server: sockets"
+OTHERS = "server: other descriptors"
+ENGINE_CONNECTIONS = 25  # that docker-py may keep for later requests: one for each of its latest addresses
+# By how much these may differ when nobody uses the server.
+AT_REST = {OTHERS: 0, SOCKETS: ENGINE_CONNECTIONS, "containers": 0, "container: processes": 0, "run folder: entries": 0}
 
 
 @dataclass(frozen=True)
@@ -40,19 +45,14 @@ class Sample:
 
     def differs(self, other: Sample) -> list[str]:
         """What is not as in another sample, though nobody uses the server."""
-        exact = {name: (self.figures[name], other.figures[name]) for name in EXACT}
-        exact |= {
-            name: (self.entries.get(name, 0), other.entries.get(name, 0)) for name in self.entries | other.entries
-        }
-        sockets = (self.figures[SOCKETS], other.figures[SOCKETS])
-        return [f"{name} {mine:g} → {theirs:g}" for name, (mine, theirs) in exact.items() if mine != theirs] + (
-            [f"{SOCKETS} {sockets[0]:g} → {sockets[1]:g}"] if abs(sockets[0] - sockets[1]) > ENGINE_CONNECTIONS else []
-        )
-
-
-SOCKETS = "server: sockets"
-ENGINE_CONNECTIONS = 25  # that docker-py may keep for later requests: one for each of its latest addresses
-EXACT = ("server: other descriptors", "containers", "container: processes", "run folder: entries")
+        pairs = {name: (self.figures[name], other.figures[name]) for name in AT_REST}
+        entries = self.entries | other.entries
+        pairs |= {name: (self.entries.get(name, 0), other.entries.get(name, 0)) for name in entries}
+        return [
+            f"{name} {mine:g} → {theirs:g}"
+            for name, (mine, theirs) in pairs.items()
+            if abs(mine - theirs) > AT_REST.get(name, 0)
+        ]
 
 
 class Observer:
@@ -87,13 +87,13 @@ class Observer:
         descriptors = Counter(_descriptors(self.pid))
         journals = [path.stat().st_size for path in self._state.rglob("*.jsonl")]
         figures = {
-            "server: RSS, MB": _status(self.pid, "VmRSS") / 1e3,
+            "server: RSS, MB": _status(self.pid, "VmRSS") * KIB / MEGABYTE,
             SOCKETS: descriptors["socket"],
-            "server: other descriptors": descriptors.total() - descriptors["socket"],
+            OTHERS: descriptors.total() - descriptors["socket"],
             "server: threads": _status(self.pid, "Threads"),
             "containers": len(self.containers()),
             "container: memory, MB": self._memory() / MEGABYTE,
-            "container: kernel_host's RSS, MB": _status(self._kernel_host, "VmRSS") / 1e3,
+            "container: kernel_host's RSS, MB": _status(self._kernel_host, "VmRSS") * KIB / MEGABYTE,
             "container: processes": len(processes),
             "sessions' folders": entries[SESSIONS_FOLDER],
             "run folder: entries": sum(1 for _ in self.run_dir.parent.rglob("*")),
@@ -128,10 +128,9 @@ def _descriptors(pid: int) -> Iterator[str]:
 
 
 def _status(pid: int, name: str) -> int:
-    """A number of proc(5), status; sizes are in kB of 1024 bytes, given in those of 1000."""
+    """A number of proc(5), status; sizes in KiB."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    words = next(line.split() for line in lines if line.startswith(f"{name}:"))
-    return int(words[1]) * 1024 // 1000 if words[-1] == "kB" else int(words[1])
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 @dataclass(frozen=True)
