@@ -89,6 +89,19 @@ class SessionKernel(IPythonKernel):
         self._variables = Variables(self.shell)
         self._changes: ChangeReport | None = None
         self._requests = 0
+        self._noticed = 0  # signals of which Python has told us
+
+    def _send_interrupt_children(self) -> None:
+        """Sends SIGINT, and again if nobody notices: one that comes right before a system call does not end it."""
+        noticed, request = self._noticed, self._requests
+        super()._send_interrupt_children()
+
+        def look() -> None:
+            handler = signal.getsignal(signal.SIGINT)
+            if self._noticed == noticed and getattr(handler, "__module__", "") == __name__:  # not the session's own
+                self._interrupt_again(request)
+
+        self.control_thread.io_loop.call_later(INTERRUPT_AGAIN_SECONDS, look)
 
     def pre_handler_hook(self) -> None:
         """Sets the handler of SIGINT for the length of a request."""
@@ -101,6 +114,7 @@ class SessionKernel(IPythonKernel):
         self._requests += 1
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self._noticed += 1
         if self._in_session_code(frame):
             raise KeyboardInterrupt
         # Perhaps the cell is about to begin.
@@ -121,6 +135,7 @@ class SessionKernel(IPythonKernel):
 
         def interrupt(signum: int, frame: FrameType | None) -> None:
             if inspect.getcoroutinestate(cast("Any", future.get_coro())) == inspect.CORO_SUSPENDED:
+                self._noticed += 1
                 loop.call_soon_threadsafe(future.cancel)
             else:
                 self._interrupt(signum, frame)

@@ -147,3 +147,19 @@ async def test_interrupt_at_the_end_of_a_cell_costs_no_kernel(session: Handle) -
                 await session.call("interrupt")
         assert replies[0].status in {"ok", "interrupted"}, replies[0].text
     assert await session.value("kept") == "'kept'"
+
+
+async def test_interrupt_at_the_beginning_of_a_cell_is_not_lost(
+    session: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours: it may find the kernel before the cell's first line, or right before a system call, which it does not end.
+
+    The second attempt would hide that, so there is none.
+    """
+    monkeypatch.setattr(runs, "INTERRUPT_SECONDS", (2 * STOP_SECONDS, 0.0))
+    await session.run(SETUP)
+    for number in range(150):
+        with anyio.fail_after(STOP_SECONDS):
+            with anyio.move_on_after(number % 50 / 5_000):
+                await session.run("time.sleep(100)")
+            assert await session.value("kept") == "'kept'"
