@@ -99,7 +99,7 @@ async def started_server(**settings: str) -> AsyncIterator[Server]:
             command=sys.executable,
             args=["-m", "kernel_server", "serve", "--WORKDIR", workdir, "--PY_EXEC_LOG_LEVEL", "WARNING"],
             cwd=str(ROOT),
-            env={**os.environ, **settings},
+            env={**os.environ, "PY_EXEC_ON_EXIT": "remove", **settings},
         )
         engine = docker.from_env()
         before = {container.id for container in engine.containers.list()}

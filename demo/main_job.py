@@ -235,7 +235,7 @@ async def run(console: Console, stderr: TextIO) -> None:
     parameters = StdioServerParameters(
         command=sys.executable,
         args=[str(ROOT / "server.py"), "--WORKDIR_IN", str(INPUT), "--WORKDIR_OUT", str(OUTPUT)],
-        env=dict(os.environ),
+        env={**os.environ, "PY_EXEC_ON_EXIT": "remove"},
         cwd=ROOT,
     )
     command = f"python server.py --WORKDIR_IN {_shown(INPUT)} --WORKDIR_OUT {_shown(OUTPUT)}"

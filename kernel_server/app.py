@@ -21,6 +21,7 @@ from kernel_server.tasks import running
 from kernel_server.tools import code, files, listing, outputs, resources, sessions, variables
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import Services
+from kernel_server.tools.stdio import end_soon
 from kernel_server.transcripts.journal import JournalFolder
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ a one-shot session. Files come in with cp_in (from WORKDIR_IN), go out with cp_o
 edit_file and run them with run_file. Plots come back as images. A result ends with what the cell changed; \
 list_variables looks inside a session, also while code runs. export_notebook keeps everything that ran."""
 
-CLEANUP_SECONDS = 10.0
+PARENT_SECONDS = 0.5
+ANSWER_SECONDS = 0.1
 
 
 def create_server(settings: Settings) -> KernelMCPServer:
@@ -40,7 +42,8 @@ def create_server(settings: Settings) -> KernelMCPServer:
 
     @asynccontextmanager
     async def lifespan(_: MCPServer[Services]) -> AsyncIterator[Services]:
-        async with open_services(settings) as services, _exit_on_signals(services):
+        async with open_services(settings) as services, _exit_when_told(services):
+            server.on_end_of_input = services.registry.prepare_to_leave
             yield services
 
     server = KernelMCPServer(
@@ -58,7 +61,13 @@ def create_server(settings: Settings) -> KernelMCPServer:
 async def open_services(settings: Settings) -> AsyncIterator[Services]:
     """The running parts under the tools; all sessions and the container end with the block."""
     hosts = _make_hosts(settings)
-    limits = Limits(settings.session_ttl, settings.session_max, settings.pool, host_settings(settings).per_host)
+    limits = Limits(
+        settings.session_ttl,
+        settings.session_max,
+        settings.pool,
+        host_settings(settings).per_host,
+        keep=settings.on_exit == "keep",
+    )
     # Announced first, and so withdrawn last: sessions still end in between.
     with announced(settings.state_dir / "servers", settings.engine) as announce:
         async with open_registry(hosts, limits, JournalFolder(settings.state_dir / "journals")) as registry:
@@ -88,6 +97,8 @@ def host_settings(settings: Settings) -> HostSettings:
         state_dir=settings.state_dir,
         ca_file=settings.ca_file,
         build_network=settings.build_network,
+        instance=settings.instance,
+        keep_seconds=settings.session_ttl if settings.on_exit == "keep" else 0.0,
     )
 
 
@@ -102,19 +113,33 @@ def _make_hosts(settings: Settings) -> KernelHosts:
 
 
 @asynccontextmanager
-async def _exit_on_signals(services: Services) -> AsyncIterator[None]:
-    """Ends everything on SIGTERM and SIGINT: the SDK would leave the container behind, or hang until stdin closes."""
+async def _exit_when_told(services: Services) -> AsyncIterator[None]:
+    """Ends the process on SIGTERM and SIGINT, which the SDK would not survive or not heed, and with its parent.
 
-    async def wait() -> None:
+    The client that started it may be gone while somebody else still holds the other end of stdin.
+    """
+
+    async def wait_for_signal() -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
-                logger.info("%s: ending all sessions", signal.Signals(number).name)
-                with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
-                    await services.registry.shut_down("the end of the server")
-                logging.shutdown()
-                os._exit(128 + number)
+                await leave(signal.Signals(number).name, 128 + number)
 
-    async with running(wait):
+    async def wait_for_parent() -> None:
+        parent = os.getppid()
+        while os.getppid() == parent:  # noqa: ASYNC110 - nobody sets an event
+            await anyio.sleep(PARENT_SECONDS)
+        await leave("the process that had started it is gone", 1)
+
+    async def leave(why: str, code: int) -> None:
+        logger.info("the server ends: %s", why)
+        end_soon(code)
+        with anyio.CancelScope(shield=True):
+            await services.registry.leave()
+            await anyio.sleep(ANSWER_SECONDS)  # calls in flight are told
+        logging.shutdown()
+        os._exit(code)
+
+    async with running(wait_for_signal, wait_for_parent):
         yield
 
 

@@ -5,6 +5,8 @@ The only module that reads the environment. The README table and `.env.example` 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -106,6 +108,13 @@ class Settings(BaseSettings):
         ge=1,
         le=500,
     )
+    on_exit: Literal["keep", "remove"] = _setting(
+        "PY_EXEC_ON_EXIT",
+        "keep",
+        "What becomes of the sessions when the server ends or is killed: `keep` leaves them, with what runs in them, to the "
+        "next server with the same settings, for as long as PY_EXEC_SESSION_TTL; `remove` ends them.",
+        "keep or remove",
+    )
     pool: int = _setting(
         "PY_EXEC_POOL",
         2,
@@ -198,6 +207,15 @@ class Settings(BaseSettings):
     def output_folder(self) -> Path:
         """Where cp_out and export_notebook write."""
         return (self.workdir_out or self.workdir).absolute()
+
+    @property
+    def instance(self) -> str:
+        """What tells servers with other containers or folders apart: only those with the same go on with each other's sessions."""
+        same = self.model_dump(
+            mode="json", exclude={"session_ttl", "pool", "timeout", "wait", "output_bytes", "log_level"}
+        )
+        folders = [str(self.input_folder), str(self.output_folder), str(self.state_dir.absolute()), str(self.ca_file)]
+        return hashlib.sha256(json.dumps([same, folders], sort_keys=True).encode()).hexdigest()
 
     @property
     def ca_file(self) -> Path | None:

@@ -80,10 +80,10 @@ class SessionError(KernelServerError):
 class SessionUnknown(SessionError):
     """No session of that id was ever made by this server."""
 
-    def __init__(self, session_id: str) -> None:
+    def __init__(self, session_id: str, whereabouts: str = "") -> None:
         super().__init__(
             session_id,
-            f"Unknown session_id {session_id[:64]!r}: this server never made it (or was restarted since). "
+            f"Unknown session_id {session_id[:64]!r}: {whereabouts or 'this server never made it (or was restarted since).'} "
             "Call init for a new session, and use the id it returns exactly as printed.",
         )
 
@@ -96,6 +96,28 @@ class SessionClosed(SessionError):
             session_id,
             f"Session {session_id} was closed by {how}; its variables and workspace are gone. "
             "Call init for a new session.",
+        )
+
+
+class SessionLeft(SessionError):
+    """The server ends, and leaves the session to the next one."""
+
+    def __init__(self, session_id: str, seconds: float) -> None:
+        super().__init__(
+            session_id,
+            f"This server is ending. Session {session_id} stays for {seconds:g} s, with what runs in it: the next server "
+            "with the same settings goes on with it under the same id; call wait there for the running cell.",
+        )
+
+
+class SessionNotKept(SessionError):
+    """An earlier server had the session, and this one could not go on with it."""
+
+    def __init__(self, session_id: str, why: str) -> None:
+        super().__init__(
+            session_id,
+            f"Session {session_id} of the server before this one could not be taken over: {why} Its variables and "
+            "workspace are gone; export_notebook still has what ran. Call init for a new session.",
         )
 
 

@@ -146,6 +146,7 @@ async def serving(folder: Path, engine: str, **settings: str) -> AsyncIterator[K
         "PY_EXEC_STATE_DIR": str(kit_folders["state"]),
         "PY_EXEC_ENGINE": engine,
         "PY_EXEC_LOG_LEVEL": "WARNING",
+        "PY_EXEC_ON_EXIT": "remove",
         **settings,
     }
     async with Client(create_server(load_settings(given))) as client:

@@ -117,12 +117,12 @@ def _close_all_but(keep: set[int]) -> None:
 def describe_exit(status: int) -> dict[str, int]:
     """A wait status as `{"exit_code": n}` or `{"signal": n}`, and how often the memory limit killed something so far."""
     if os.WIFSIGNALED(status):
-        return {"signal": os.WTERMSIG(status), "oom_kills": _oom_kills()}
-    return {"exit_code": os.WEXITSTATUS(status), "oom_kills": _oom_kills()}
+        return {"signal": os.WTERMSIG(status), "oom_kills": oom_kills()}
+    return {"exit_code": os.WEXITSTATUS(status), "oom_kills": oom_kills()}
 
 
-def _oom_kills() -> int:
-    """`oom_kill` of our cgroup: memory.events (cgroup v2) or memory.oom_control (v1); 0 where neither is readable."""
+def oom_kills() -> int:
+    """How often the memory limit killed something so far: `oom_kill` of our cgroup: memory.events (cgroup v2) or memory.oom_control (v1); 0 where neither is readable."""
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         with suppress(OSError), open(path, encoding="ascii") as file:
             return int(dict(line.split() for line in file).get("oom_kill", 0))

@@ -24,7 +24,8 @@ class Config:
         processors: how many the sessions may use together; 0 is all.
         workspace_bytes: how much the files of a session may take; 0 is no limit.
         supervise: whether to watch what the sessions use together; without it, tests show what they do to each other.
-        lease_seconds: how long to go on when no server holds the control socket.
+        owner: SHA-256 (hexadecimal) of the token that a server shows; one that does not know it is refused.
+        lease_seconds: how long to go on when no server holds the control socket, until one says otherwise.
         limits: resource limits of a session by name (`nproc`, `nofile`, `fsize`, `data`), in the units of setrlimit(2).
         environment: variables set for every session.
     """
@@ -40,6 +41,7 @@ class Config:
     processors: float = 0.0
     workspace_bytes: int = 0
     supervise: bool = True
+    owner: str = ""
     lease_seconds: float = 10.0
     limits: dict[str, int] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import selectors
 import socket
@@ -18,23 +20,27 @@ MAX_LINE_BYTES = 1 << 20  # ids, paths and numbers only
 
 @dataclass
 class Client:
-    """A connection of a server."""
+    """A connection; `known` once it has shown the owner's token."""
 
     socket: socket.socket
+    known: bool = False
     received: bytearray = field(default_factory=bytearray)
     to_send: bytearray = field(default_factory=bytearray)
 
 
 class Connections:
-    """Accepts connections, hands requests to `handle`, sends answers and events.
+    """Accepts connections; of those that know the owner's token, it hands requests to `handle` and sends answers and events.
 
     Attributes:
-        unheld_since: since when nobody is connected (monotonic seconds), or None.
+        unheld_since: since when none of these is connected (monotonic seconds), or None.
     """
 
-    def __init__(self, loop: Loop, hello: dict[str, Any], handle: Callable[[dict[str, Any], Reply], None]) -> None:
+    def __init__(
+        self, loop: Loop, owner: str, hello: dict[str, Any], handle: Callable[[dict[str, Any], Reply], None]
+    ) -> None:
         self.unheld_since: float | None = time.monotonic()
         self._loop = loop
+        self._owner = owner
         self._hello = hello
         self._handle = handle
         self._clients: list[Client] = []
@@ -47,7 +53,8 @@ class Connections:
     def broadcast(self, event: dict[str, Any]) -> None:
         """Sends an event to every server that is connected."""
         for client in list(self._clients):
-            self._send(client, event)
+            if client.known:
+                self._send(client, event)
 
     def _accept(self, listener: socket.socket) -> None:
         with suppress(BlockingIOError):
@@ -55,7 +62,6 @@ class Connections:
             connection.setblocking(False)
             client = Client(connection)
             self._clients.append(client)
-            self.unheld_since = None
             self._loop.selector.register(connection, selectors.EVENT_READ, lambda mask: self._serve(client, mask))
             self._send(client, self._hello)
 
@@ -82,7 +88,17 @@ class Connections:
 
     def _take(self, client: Client, request: dict[str, Any]) -> None:
         number = request.get("id")
-        self._handle(request, lambda answer: self._send(client, {"id": number, **answer}))
+        if client.known:
+            self._handle(request, lambda answer: self._send(client, {"id": number, **answer}))
+        else:
+            self._send(client, {"id": number, "result": self._authenticate(client, request)})
+
+    def _authenticate(self, client: Client, request: dict[str, Any]) -> dict[str, Any]:
+        shown = hashlib.sha256(str(request.get("token")).encode()).hexdigest()
+        if request.get("op") != "authenticate" or not hmac.compare_digest(shown, self._owner):
+            raise ValueError("this is not the owner")
+        client.known, self.unheld_since = True, None
+        return {}
 
     def _drop(self, client: Client) -> None:
         if client not in self._clients:
@@ -90,7 +106,7 @@ class Connections:
         self._clients.remove(client)
         self._loop.selector.unregister(client.socket)
         client.socket.close()
-        if not self._clients:
+        if client.known and not any(other.known for other in self._clients):
             self.unheld_since = time.monotonic()
 
     def _send(self, client: Client, message: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import signal
 import site
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from IPython.core.profiledir import ProfileDir
 from . import identity
 from .changes import ChangeReport
 from .look import LOOK_SECONDS, Look
+from .record import Record
 from .shell import SessionShell
 from .streams import SessionOutStream  # noqa: F401 - named below
 from .variables import Variables
@@ -42,7 +44,6 @@ INTERRUPT_AGAIN_SECONDS = 0.02
 # that computes have to get it dozens of times; Python's 5 ms add up.
 SWITCH_SECONDS = 0.001
 CA_BUNDLE = "/opt/kernel_server/ca-bundle.crt"  # if the image was built with one
-
 
 Message = dict[str, Any]
 
@@ -85,9 +86,11 @@ class SessionKernel(IPythonKernel):
         finally:
             vars(ipkernel)["sys"] = real
         self.control_handlers["list_variables_request"] = self.list_variables_request
+        self.control_handlers["replay_request"] = self.replay_request
         self._workspace = os.getcwd()
         self._variables = Variables(self.shell)
         self._changes: ChangeReport | None = None
+        self._record = Record(self.iopub_thread)
         self._requests = 0
         self._noticed = 0  # signals of which Python has told us
 
@@ -149,7 +152,7 @@ class SessionKernel(IPythonKernel):
     def _in_session_code(self, frame: FrameType | None) -> bool:
         """True if a frame of a cell, or of what runs right after one (such as drawing its figures), is on the stack."""
         namespace = self.shell.user_global_ns if self.shell else None
-        return any(
+        return not _asks_whether_a_thread_lives(frame) and any(
             below.f_globals is namespace or (below.f_back and below.f_back.f_code is EventManager.trigger.__code__)
             for below in _stack(frame)
         )
@@ -160,6 +163,8 @@ class SessionKernel(IPythonKernel):
             assert self.shell is not None
             self._changes = ChangeReport(self._variables, self.shell.pictures, self._workspace)
         self._changes.begin()
+        if not parent.get("content", {}).get("silent", True):
+            self._record.begin(parent)
         return dict(super().init_metadata(parent))
 
     def finish_metadata(self, parent: Message, metadata: Message, reply_content: Message) -> Message:
@@ -168,6 +173,7 @@ class SessionKernel(IPythonKernel):
         if self._changes is not None:
             with suppress(Exception):  # objects of every kind are looked at
                 metadata["kernel_server"] = self._changes.end()
+        self._record.end(parent, reply_content, metadata)
         return metadata
 
     async def list_variables_request(self, stream: Any, ident: Any, parent: Message) -> None:
@@ -182,8 +188,28 @@ class SessionKernel(IPythonKernel):
         look.start()
         loop.call_later(LOOK_SECONDS, look.give_up)
 
+    def _input_request(self, prompt: str, ident: Any, parent: Any, password: bool = False) -> str:
+        with self._record.asking(prompt, password):
+            return str(super()._input_request(prompt, ident, parent, password))
+
+    async def replay_request(self, stream: Any, ident: Any, parent: Message) -> None:
+        """Tells how it stands with the last cell; with `outputs`, also sends again what was put out since it began."""
+        session = self.session
+        assert session is not None
+        if parent["content"].get("outputs"):
+            messages = (session.msg("replay", {"end": end}, parent=parent["header"]) for end in (False, True))
+            self._record.send_again(*([b"kernel_server.replay", *session.serialize(message)] for message in messages))
+        session.send(stream, "replay_reply", self._record.describe(), parent, ident)
+
     async def poll_stopped_queue(self) -> None:
         """There is no debugger whose queue could be polled."""
+
+
+def _asks_whether_a_thread_lives(frame: FrameType | None) -> bool:
+    """Until 3.12, Python takes a thread for dead if an exception comes just then; IOPub's, and messages get mixed up."""
+    asking = getattr(threading.Thread, "_wait_for_tstate_lock", None)
+    code = asking.__code__ if asking else None
+    return frame is not None and frame.f_code is code and not frame.f_locals["block"]
 
 
 def _stack(frame: FrameType | None) -> Iterator[FrameType]:

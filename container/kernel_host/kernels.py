@@ -80,7 +80,8 @@ class KernelRequests:
                 how["exceeded"], session.exceeded = session.exceeded, None
             if not answered:
                 reply({"error": {"code": "failed", "message": f"the kernel ended while it started ({how})"}})
-            self._on_death({"event": "death", "session_id": session.session_id, "pid": pid, **how})
+            session.death = {"event": "death", "session_id": session.session_id, "pid": pid, **how}
+            self._on_death(session.death)
 
         child = Child(pid, pipe, on_report, on_exit, time.monotonic() + SPAWN_SECONDS)
         self._loop.start(child)
@@ -156,7 +157,7 @@ class KernelRequests:
         reply({"result": {**container_memory(), **machine_memory()}})
 
     def list(self, _request: dict[str, Any], reply: Reply) -> None:
-        """The sessions with their UIDs and kernels."""
+        """The sessions with their UIDs and kernels, or how the last one ended."""
         now = time.monotonic()
         listed = [
             {
@@ -164,10 +165,11 @@ class KernelRequests:
                 "uid": session.uid,
                 "pid": session.pid,
                 "kernel_age_seconds": now - session.started if session.pid else None,
+                "death": session.death,
             }
             for session in self._sessions
         ]
-        reply({"result": {"sessions": listed}})
+        reply({"result": {"sessions": listed, "oom_kills": children.oom_kills()}})
 
     def end_all(self) -> None:
         """Ends every kernel and removes the sockets; the container, and with it all else, ends right after."""

@@ -29,13 +29,14 @@ from .transfers import FileRequests
 
 
 class Server:
-    """Serves the control socket until it is told to stop, or nobody has held it for `lease_seconds`."""
+    """Serves the control socket until it is told to stop, or no server has held it for the length of its lease."""
 
     def __init__(self, config: Config, preloaded: list[str]) -> None:
         self._config = config
+        self._lease_seconds = config.lease_seconds
         self._loop = Loop()
         self._sessions = Sessions(config)
-        self._connections = Connections(self._loop, _hello(config, preloaded), self._handle)
+        self._connections = Connections(self._loop, config.owner, _hello(config, preloaded), self._handle)
         self._kernels = KernelRequests(config, self._sessions, self._loop, self._connections.broadcast)
         self._supervisor = Supervisor(config, self._sessions, self._loop, self._kernels.stop)
         transfers = FileRequests(config, self._sessions, self._loop)
@@ -47,6 +48,7 @@ class Server:
             "list": self._kernels.list,
             "usage": self._kernels.usage,
             "memory": self._kernels.memory,
+            "hold": self._hold,
             "stage": transfers.stage,
             "unstage": transfers.unstage,
             "receive": transfers.receive,
@@ -94,7 +96,7 @@ class Server:
 
     def _end_of_lease(self) -> float | None:
         since = self._connections.unheld_since
-        return None if since is None else since + self._config.lease_seconds
+        return None if since is None else since + self._lease_seconds
 
     def _next_deadline(self) -> float | None:
         deadlines = [self._end_of_lease(), self._supervisor.next_tick()]
@@ -116,6 +118,10 @@ class Server:
             reply({"error": {"code": "refused", "message": str(refused)}})
         except Exception as error:  # a bad request must not end the process that all kernels hang on
             reply({"error": {"code": "failed", "message": f"{type(error).__name__}: {error}"}})
+
+    def _hold(self, request: dict[str, Any], reply: Reply) -> None:
+        self._lease_seconds = float(request["seconds"])
+        reply({"result": {}})
 
     def _shutdown(self, _request: dict[str, Any], reply: Reply) -> None:
         reply({"result": {}})

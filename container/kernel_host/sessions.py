@@ -21,6 +21,7 @@ class Session:
         slot: a number that no other present session has; names its run folder.
         uid: None without isolation.
         pid: of its kernel, or None.
+        death: the event that told of its last kernel's end.
         started: when that was forked (monotonic seconds).
         exceeded: the limit for which its processes were stopped; told with the kernel's death.
         stopped_at: bytes of files that it had when it was stopped for them: these stay, so that it can remove them.
@@ -33,6 +34,7 @@ class Session:
     private: str
     run_dir: str
     pid: int | None = None
+    death: dict[str, Any] | None = None
     started: float = 0.0
     exceeded: dict[str, Any] | None = None
     stopped_at: int = 0

@@ -19,7 +19,7 @@ def clean(settings: Settings, names: Collection[str], *, yes: bool) -> int:
     """Shows leftovers, asks, and removes them. Returns the exit code: 0 if nothing is left, or nobody wanted it removed.
 
     Args:
-        names: remove only these.
+        names: remove only these. What is kept for a later server is removed only so.
         yes: do not ask.
     """
     try:
@@ -47,7 +47,7 @@ def _clean(found: list[Leftover], names: Collection[str], *, yes: bool) -> int:
     if unknown:
         print(f"kernel-server: no leftover, or not one of a server that is gone: {', '.join(unknown)}", file=sys.stderr)
         return 1
-    chosen = [leftover for leftover in found if not names or leftover.name in names]
+    chosen = [leftover for leftover in found if leftover.name in names or not (names or leftover.kept)]
     if not chosen:
         print("Nothing is left over.")
         return 0

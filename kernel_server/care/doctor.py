@@ -55,7 +55,7 @@ def _local() -> Iterator[Check]:
 
 
 def _leftovers(found: list[Leftover | Stranger]) -> Iterator[Check]:
-    kinds = [item.kind for item in found if isinstance(item, Leftover)]
+    kinds = [item.kind for item in found if isinstance(item, Leftover) and not item.kept]
     if kinds:
         finding = ", ".join(counted(kinds.count(kind), kind) for kind in dict.fromkeys(kinds))
         yield Check("warn", "leftovers", finding, "`kernel-server clean` shows them, and removes them.")

@@ -17,7 +17,7 @@ from pathlib import Path
 from kernel_server.hosts import volumes
 from kernel_server.hosts.engine import ContainerInfo, Engine
 from kernel_server.hosts.images import old_layers
-from kernel_server.hosts.rundir import PREFIX, abandoned, parent_folders
+from kernel_server.hosts.rundir import PREFIX, abandoned, is_kept, parent_folders
 from kernel_server.locks import claimed
 
 RUN_DIR_LABEL = "kernel_server.run_dir"
@@ -27,11 +27,16 @@ START_SECONDS = 60.0  # a container that has not begun to run by then, never wil
 
 @dataclass(frozen=True)
 class Leftover:
-    """A thing that can be removed; `remove` raises EngineError or OSError where it cannot."""
+    """A thing that can be removed; `remove` raises EngineError or OSError where it cannot.
+
+    Attributes:
+        kept: a later server could go on with it; removed only by its name.
+    """
 
     kind: str
     name: str
     remove: Callable[[], object]
+    kept: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind:<14} {self.name}"
@@ -72,16 +77,19 @@ def _containers(engine: Engine, containers: list[ContainerInfo]) -> Iterator[Lef
     for container in containers:
         if RUN_DIR_LABEL not in container.labels:
             continue
+        remove = partial(engine.remove_container, container.id)
         gone = _is_gone(container)
-        if gone:
-            yield Leftover("container", container.name, partial(engine.remove_container, container.id))
+        if gone and _is_kept(_folder_of(container)):
+            yield Leftover("kept container", container.name, remove, kept=True)
+        elif gone:
+            yield Leftover("container", container.name, remove)
         elif gone is None:
             yield Stranger(container.name, f"docker rm -f {container.name}")
 
 
 def _is_gone(container: ContainerInfo) -> bool | None:
     """Whether the server of a container of this user is gone; None where that cannot be told."""
-    folder = Path(container.labels[RUN_DIR_LABEL]).parent
+    folder = _folder_of(container)
     try:
         if not folder.name.startswith(PREFIX) or folder.stat().st_uid != os.getuid():
             return False
@@ -92,6 +100,17 @@ def _is_gone(container: ContainerInfo) -> bool | None:
         never_started = container.state in STOPPED and time.time() - container.created > START_SECONDS
         return True if never_started else None
     except OSError:  # held, or another user's
+        return False
+
+
+def _folder_of(container: ContainerInfo) -> Path:
+    return Path(container.labels[RUN_DIR_LABEL]).parent
+
+
+def _is_kept(folder: Path) -> bool:
+    try:
+        return is_kept(folder)
+    except OSError:
         return False
 
 

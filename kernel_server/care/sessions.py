@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from kernel_server.config import Settings
+from kernel_server.hosts.controlled import read_sessions
+from kernel_server.hosts.rundir import kept_folders
 from kernel_server.presence import Presence, servers
 from kernel_server.text import counted, human_size, one_line
 from kernel_server.transcripts.journal import JournalFolder, JournalInfo
@@ -21,17 +23,21 @@ def sessions(settings: Settings) -> int:
 
 
 def _lines(settings: Settings) -> Iterator[str]:
-    kept = {info.session_id: info for info in JournalFolder(settings.state_dir / "journals").kept()}
+    journals = {info.session_id: info for info in JournalFolder(settings.state_dir / "journals").kept()}
     running = servers(settings.state_dir / "servers")
     for server in running:
         yield _server_line(server)
         for session_id in server.sessions or ():
-            yield f"  {_session_line(session_id, kept.pop(session_id, None))}"
+            yield f"  {_session_line(session_id, journals.pop(session_id, None))}"
     if not running:
         yield f"No server runs with the state folder {settings.state_dir}."
-    if kept:
+    for folder in kept_folders():
+        yield _printable(f"Kept for the next server with the same settings, in {folder}:")
+        for record in read_sessions(folder):
+            yield f"  {_session_line(record.session_id, journals.pop(record.session_id, None))}"
+    if journals:
         yield "Sessions that have ended, whose notebook every server with this folder exports for a week (export_notebook):"
-        yield from (f"  {_session_line(session_id, info)}" for session_id, info in kept.items())
+        yield from (f"  {_session_line(session_id, info)}" for session_id, info in journals.items())
     else:
         yield "Of sessions that have ended, nothing is kept."
 

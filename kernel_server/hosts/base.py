@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,8 @@ class HostSettings:
     Attributes:
         session_max: how many sessions there may be in one host.
         per_host: the same as it was set; 0 where all are in one.
+        instance: servers that have the same take over each other's kernel hosts.
+        keep_seconds: how long a host with sessions goes on when its server has gone, for a later one; 0 is not at all.
     """
 
     image: str
@@ -32,6 +34,8 @@ class HostSettings:
     state_dir: Path
     ca_file: Path | None
     build_network: str
+    instance: str = ""
+    keep_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,27 @@ class Launched:
     pid: int
     connection: dict[str, Any] = field(repr=False)
     workspace: str
+
+
+@dataclass(frozen=True)
+class SessionRecord:
+    """What a later server needs to go on with a session.
+
+    Attributes:
+        launched: its kernel.
+        generation: the kernel's number in the session.
+        begun, last_used: monotonic time, which all processes of a machine share until it is started anew.
+        submitted: how many cells it has taken.
+        loss: what the next result has to tell of the end of an earlier kernel; "" for nothing.
+    """
+
+    session_id: str
+    launched: Launched
+    generation: int
+    begun: float
+    last_used: float
+    submitted: int
+    loss: str
 
 
 @dataclass(frozen=True)
@@ -182,6 +207,30 @@ class KernelHost(Protocol):
             HostLost: the host is gone.
         """
 
+    def remember(self, record: SessionRecord) -> None:
+        """Writes down what a later server needs to go on with a session; until it is cleared.
+
+        Raises:
+            OSError: it could not be written.
+        """
+
+    async def hold(self, *, sessions: bool) -> None:
+        """Says how long the host is to go on when its server has gone.
+
+        Args:
+            sessions: whether there is something in it that a later server could go on with.
+        """
+
+    def keep(self) -> bool:
+        """Leaves the host to a later server when its block is left; False if none would take it over."""
+
+    async def kernels(self) -> dict[str, Death | int]:
+        """What became of the kernel of each session: how it ended, or its process id.
+
+        Raises:
+            KernelError: it cannot be told.
+        """
+
     def deaths(self) -> AsyncIterator[Death]:
         """Deaths of kernels as they happen; ends when the host is gone. For one reader."""
 
@@ -217,8 +266,30 @@ class KernelHost(Protocol):
         """Takes one file or folder out: what it is, and a tar stream of it to be read in a worker thread."""
 
 
+class KeptHost(Protocol):
+    """A kernel host that an earlier server with the same settings has left."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def sessions(self) -> list[SessionRecord]:
+        """Those that it had."""
+
+    def take_over(self, report: Report) -> AbstractAsyncContextManager[KernelHost]:
+        """The host, for the length of the block.
+
+        Raises:
+            KernelServerError: it cannot be had.
+        """
+
+
 class KernelHosts(Protocol):
     """Starts kernel hosts of one kind for one server."""
+
+    def kept(self) -> Sequence[KeptHost]:
+        """What earlier servers with the same settings have left; no server that lives has it. Fast."""
 
     def start(self, report: Report) -> AbstractAsyncContextManager[KernelHost]:
         """A kernel host for the length of the block.
@@ -226,6 +297,9 @@ class KernelHosts(Protocol):
         Raises:
             KernelServerError: it cannot be had.
         """
+
+    def whereabouts(self, session_id: str) -> str:
+        """Which other server has a session, or could go on with it: a sentence, or ""."""
 
     def renew(self) -> Callable[[], Awaitable[None]]:
         """Hosts that are started from now on share nothing with those before.

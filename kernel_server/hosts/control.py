@@ -2,29 +2,31 @@
 
 Knows lines of JSON on a unix socket and nothing of containers. All that arrives comes from the kernel host, which
 holds no session's data, but is read with the same suspicion: bounded, and a bad line ends the connection.
+
+With asyncio's streams, as ZMQ's sockets: a read of anyio's that is cancelled just when something comes fails in the event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
+from asyncio import IncompleteReadError, LimitOverrunError, StreamReader, StreamWriter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import anyio
-from anyio.abc import SocketStream
-from anyio.streams.buffered import BufferedByteReceiveStream
 
 from kernel_server.errors import HostLost
 from kernel_server.tasks import running
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 1  # kernel_host's number must be the same
+PROTOCOL = 2  # kernel_host's number must be the same
 MAX_LINE_BYTES = 4 << 20
 REQUEST_SECONDS = 60.0  # a kernel starts in 0.05 s; a slow, busy machine gets all of this
 CONNECT_POLL_SECONDS = 0.01
@@ -51,14 +53,13 @@ class Control:
         hello: what the kernel host said of itself.
     """
 
-    def __init__(self, stream: SocketStream, lines: BufferedByteReceiveStream, hello: dict[str, Any]) -> None:
+    def __init__(self, reader: StreamReader, writer: StreamWriter, hello: dict[str, Any]) -> None:
         self.hello = hello
-        self._stream = stream
-        self._lines = lines
+        self._reader = reader
+        self._writer = writer
         self._pending: dict[int, _Pending] = {}
         self._last_number = 0
         self._closed = False
-        self._send_lock = anyio.Lock()
         self._event_sender, self._events = anyio.create_memory_object_stream[dict[str, Any]](math.inf)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
@@ -98,9 +99,9 @@ class Control:
 
     async def _send(self, message: dict[str, Any]) -> None:
         try:
-            async with self._send_lock:
-                await self._stream.send(json.dumps(message).encode() + b"\n")
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            self._writer.write(json.dumps(message).encode() + b"\n")
+            await self._writer.drain()
+        except OSError as error:
             raise HostLost("The kernel host is gone.") from error
 
     def close(self) -> None:
@@ -112,10 +113,10 @@ class Control:
         """Routes answers and events until the connection ends; one task runs it."""
         try:
             while True:
-                self._route(json.loads(await self._lines.receive_until(b"\n", MAX_LINE_BYTES)))
-        except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                self._route(json.loads(await self._reader.readuntil(b"\n")))
+        except (IncompleteReadError, OSError):
             logger.debug("control connection closed")
-        except (anyio.DelimiterNotFound, ValueError) as error:
+        except (LimitOverrunError, ValueError) as error:
             logger.error("control connection dropped: unreadable line (%s)", error)
         finally:
             self._closed = True
@@ -132,8 +133,8 @@ class Control:
 
 
 @asynccontextmanager
-async def connect_control(path: Path, seconds: float, ended: anyio.Event) -> AsyncIterator[Control]:
-    """Connects to the control socket as soon as it exists, and checks the protocol's version.
+async def connect_control(path: Path, token: str, seconds: float, ended: anyio.Event) -> AsyncIterator[Control]:
+    """Connects to the control socket as soon as it exists, checks the protocol's version, and shows the token.
 
     Args:
         ended: set when the process behind it has ended: then nobody will make the socket any more.
@@ -141,32 +142,36 @@ async def connect_control(path: Path, seconds: float, ended: anyio.Event) -> Asy
     Raises:
         HostLost: no connection within `seconds`, or the other side speaks another version.
     """
-    stream = await _connect(path, seconds, ended)
-    async with stream:
-        lines = BufferedByteReceiveStream(stream)
+    reader, writer = await _connect(path, seconds, ended)
+    try:
         try:
             with anyio.fail_after(seconds):
-                hello = json.loads(await lines.receive_until(b"\n", MAX_LINE_BYTES))
-        except (TimeoutError, anyio.EndOfStream, anyio.IncompleteRead, ValueError) as error:
+                hello = json.loads(await reader.readuntil(b"\n"))
+        except (TimeoutError, IncompleteReadError, LimitOverrunError, OSError, ValueError) as error:
             raise HostLost("The kernel host did not introduce itself.") from error
         if hello.get("protocol") != PROTOCOL:
             raise HostLost(
                 f"The kernel host in the image speaks control protocol {hello.get('protocol')}, this server {PROTOCOL}. "
                 "Build the image again with `kernel-server build`."
             )
-        control = Control(stream, lines, hello)
+        control = Control(reader, writer, hello)
         try:
             async with running(control.read):
+                await control.request("authenticate", token=token, seconds=seconds)
                 yield control
         finally:
             control.close()
+    finally:
+        writer.close()
+        with anyio.CancelScope(shield=True), suppress(OSError):
+            await writer.wait_closed()
 
 
-async def _connect(path: Path, seconds: float, ended: anyio.Event) -> SocketStream:
+async def _connect(path: Path, seconds: float, ended: anyio.Event) -> tuple[StreamReader, StreamWriter]:
     with anyio.move_on_after(seconds):
         while not ended.is_set():
             try:
-                return await anyio.connect_unix(path)
+                return await asyncio.open_unix_connection(path, limit=MAX_LINE_BYTES)
             except (FileNotFoundError, ConnectionRefusedError):
                 await anyio.sleep(CONNECT_POLL_SECONDS)
         raise HostLost("The kernel host ended while it was starting.")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +17,18 @@ import anyio
 import anyio.to_thread
 
 from kernel_server.errors import FileError, KernelError
-from kernel_server.hosts.base import Death, Exceeded, FoundFile, HostDescription, Launched, Staged, Usage
+from kernel_server.hosts.base import (
+    Death,
+    Exceeded,
+    FoundFile,
+    HostDescription,
+    Launched,
+    SessionRecord,
+    Staged,
+    Usage,
+)
 from kernel_server.hosts.control import Control, ControlFailed, ControlRefused
+from kernel_server.hosts.rundir import RunFolder, parent_folders, read_record, run_folders
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +37,25 @@ TRANSFER_SECONDS = 930.0
 OOM_SECONDS = 2.0  # the kernel kills several in one go: a SIGKILL so soon after is one of them
 MOST_OF_LIMIT, LEAST_OF_MACHINE = 0.75, 0.1  # of memory: in use and available, before it is called short
 SIGNATURE_SCHEME = "hmac-sha256"
+LEASE_SECONDS = 10.0  # how long a host goes on whose server was killed, unless it is told otherwise
+_RECORD = re.compile(r"session-([0-9a-z]+)")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who a kernel host belongs to: whoever knows the token."""
+
+    token: str
+
+    @classmethod
+    def new(cls) -> Owner:
+        """One that nobody else knows."""
+        return cls(secrets.token_hex(32))
+
+    @property
+    def digest(self) -> str:
+        """What the kernel host is told: it is readable where the token must not be (`docker inspect`)."""
+        return hashlib.sha256(self.token.encode()).hexdigest()
 
 
 class Archive(Protocol):
@@ -39,10 +71,19 @@ class Archive(Protocol):
 class ControlledHost:
     """Speaks the control protocol; see `KernelHost` for the methods."""
 
-    def __init__(self, control: Control, run_dir: Path, archive: Archive, description: HostDescription) -> None:
+    def __init__(
+        self,
+        control: Control,
+        folder: RunFolder,
+        archive: Archive,
+        description: HostDescription,
+        keep_seconds: float = 0.0,
+    ) -> None:
         self.description = description
         self._control = control
-        self.run_dir = run_dir
+        self.folder = folder
+        self._keep_seconds = keep_seconds
+        self._lease = 0.0  # as it was told last
         self._archive = archive
         self._limiter = anyio.CapacityLimiter(8)  # engine calls at a time
         self._oom_kills = 0
@@ -55,7 +96,7 @@ class ControlledHost:
             raise KernelError(f"The kernel did not start: {error}") from error
         connection = {
             "transport": "ipc",
-            "ip": str(self.run_dir / result["ip"]),
+            "ip": str(self.folder.path / result["ip"]),
             "key": result["key"],
             "signature_scheme": SIGNATURE_SCHEME,
             "shell_port": 1,
@@ -73,7 +114,30 @@ class ControlledHost:
         await self._kernel_request("kill", session_id=session_id)
 
     async def clear(self, session_id: str) -> None:
+        self.folder.remove(_record_name(session_id))
         await self._kernel_request("clear", session_id=session_id)
+
+    def remember(self, record: SessionRecord) -> None:
+        if self._keep_seconds:
+            self.folder.write(_record_name(record.session_id), asdict(record))
+
+    async def hold(self, *, sessions: bool) -> None:
+        seconds = self._keep_seconds if sessions and self._keep_seconds else LEASE_SECONDS
+        if seconds != self._lease:
+            self._lease = seconds
+            await self._kernel_request("hold", seconds=seconds)
+
+    def keep(self) -> bool:
+        self.folder.kept = bool(self._keep_seconds)
+        return self.folder.kept
+
+    async def kernels(self) -> dict[str, Death | int]:
+        result = await self._kernel_request("list")
+        self._oom_kills = int(result["oom_kills"])
+        return {
+            str(found["session_id"]): found["pid"] or _death(found["death"], out_of_memory=False)
+            for found in result["sessions"]
+        }
 
     async def usage(self, session_id: str) -> Usage:
         result = await self._kernel_request("usage", session_id=session_id)
@@ -98,14 +162,7 @@ class ControlledHost:
             if oom_kills > self._oom_kills:
                 self._oom_kills, self._oom_until = oom_kills, anyio.current_time() + OOM_SECONDS
             out_of_memory = event.get("signal") == signal.SIGKILL and anyio.current_time() < self._oom_until
-            yield Death(
-                str(event["session_id"]),
-                int(event["pid"]),
-                event.get("exit_code"),
-                event.get("signal"),
-                out_of_memory,
-                _exceeded(event.get("exceeded")),
-            )
+            yield _death(event, out_of_memory=out_of_memory)
 
     async def describe(self, session_id: str, path: str) -> tuple[str, int]:
         result = await self._file_request("describe", session_id=session_id, path=path)
@@ -120,7 +177,7 @@ class ControlledHost:
         import json
 
         name = secrets.token_hex(16)
-        request = anyio.Path(self.run_dir / name)
+        request = anyio.Path(self.folder.path / name)
         try:
             await request.write_bytes(json.dumps({"content": content, "old": old}).encode())
             result = await self._file_request("edit", session_id=session_id, path=path, content_file=name)
@@ -182,6 +239,46 @@ class ControlledHost:
             raise FileError(f"{error}.".replace("..", ".")) from error
         except ControlFailed as error:
             raise FileError(f"The file operation failed: {error}") from error
+
+
+def _death(event: dict[str, Any] | None, *, out_of_memory: bool) -> Death:
+    event = event or {"session_id": "", "pid": 0}
+    return Death(
+        str(event["session_id"]),
+        int(event["pid"]),
+        event.get("exit_code"),
+        event.get("signal"),
+        out_of_memory,
+        _exceeded(event.get("exceeded")),
+    )
+
+
+def _record_name(session_id: str) -> str:
+    return f"session-{session_id}"
+
+
+def find_session(session_id: str) -> Path | None:
+    """The run folder that has a record of a session, of whatever server of this user."""
+    name = _record_name(session_id)
+    if not _RECORD.fullmatch(name):
+        return None
+    folders = (outer for parent in parent_folders() for outer in run_folders(parent))
+    return next((outer for outer in folders if (outer / name).is_file()), None)
+
+
+def read_sessions(outer: Path) -> list[SessionRecord]:
+    """What there is in a run folder of sessions; a record that cannot be read is passed over."""
+    found = []
+    for path in outer.iterdir():
+        try:
+            if match := _RECORD.fullmatch(path.name):
+                record = read_record(path)
+                found.append(SessionRecord(**{**record, "launched": Launched(**record["launched"])}))
+                if found[-1].session_id != match[1]:
+                    raise ValueError("of another session")
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            logger.warning("%s cannot be read: %s", path, error)
+    return found
 
 
 def _exceeded(told: Any) -> Exceeded | None:

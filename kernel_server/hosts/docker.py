@@ -6,9 +6,9 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,12 +18,22 @@ import anyio.from_thread
 import anyio.to_thread
 
 from kernel_server.errors import EngineError, FileError, HostLost
-from kernel_server.hosts.base import HostDescription, HostSettings, Report
+from kernel_server.hosts.base import HostDescription, HostSettings, Report, SessionRecord
 from kernel_server.hosts.control import connect_control
-from kernel_server.hosts.controlled import ControlledHost
+from kernel_server.hosts.controlled import LEASE_SECONDS, ControlledHost, Owner, find_session, read_sessions
 from kernel_server.hosts.engine import ContainerSpec, Engine, NameTaken
 from kernel_server.hosts.images import ImageRequest, ensure_kernel_image
-from kernel_server.hosts.rundir import run_folder
+from kernel_server.hosts.rundir import (
+    HOST_RECORD,
+    RunFolder,
+    is_held,
+    is_served,
+    parent_folders,
+    read_record,
+    run_folder,
+    run_folders,
+    taken_over,
+)
 from kernel_server.hosts.uids import LARGE, SMALL
 from kernel_server.hosts.volumes import SharedVolume
 from kernel_server.tasks import running
@@ -40,7 +50,6 @@ PYTHON = "/opt/kernel_server/venv/bin/python"
 KERNEL_HOST = "/opt/kernel_server/kernel_host"
 CA_BUNDLE = "/opt/kernel_server/ca-bundle.crt"
 START_SECONDS = 60.0
-LEASE_SECONDS = 10.0  # a container whose server was killed leaves after this time
 # What kernel_host needs to make a session: become its UID, give it its folder, end its processes.
 CAPABILITIES = ("SETUID", "SETGID", "CHOWN", "KILL")
 PROCESSES_PER_SESSION = 256  # threads count too; a kernel has about 12
@@ -73,28 +82,117 @@ class DockerArchive:
             raise FileError(f"Nothing was copied. {error}.") from error
 
 
+@dataclass(frozen=True)
+class HostRecord:
+    """What a later server needs to go on with a container; lies in its run folder.
+
+    Attributes:
+        instance: of the settings.
+        volume: the one that it shares with others, or "".
+    """
+
+    instance: str
+    owner: Owner
+    container_id: str
+    image: str
+    volume: str
+
+    @classmethod
+    def read(cls, outer: Path) -> HostRecord:
+        """The record in a run folder.
+
+        Raises:
+            OSError, ValueError, TypeError: there is none.
+        """
+        record = read_record(outer / HOST_RECORD)
+        return cls(**{**record, "owner": Owner(**record.get("owner", {}))})
+
+
 class DockerHosts:
     """See `KernelHosts`. Where a server has several containers, they have a volume in common."""
 
     def __init__(self, settings: HostSettings) -> None:
         self._settings = settings
-        self._shared = self._make_shared()
+        self._volumes = self._make_volumes()
 
-    def _make_shared(self) -> SharedVolume | None:
-        return SharedVolume(self._settings.state_dir / "volumes") if self._settings.per_host else None
+    def _make_volumes(self) -> list[SharedVolume]:
+        """The volume for containers that start; those that were taken over may have others."""
+        return [SharedVolume(self._settings.state_dir / "volumes")] if self._settings.per_host else []
 
     def start(self, report: Report) -> AbstractAsyncContextManager[ControlledHost]:
-        return docker_host(self._settings, report, self._shared)
+        return docker_host(self._settings, report, next(iter(self._volumes), None))
+
+    def kept(self) -> Sequence[KeptContainer]:
+        if not self._settings.keep_seconds:
+            return []
+        return [found for parent in parent_folders() for outer in run_folders(parent) if (found := self._kept(outer))]
+
+    def _kept(self, outer: Path) -> KeptContainer | None:
+        try:
+            record = HostRecord.read(outer)
+            if record.instance != self._settings.instance or is_held(outer):
+                return None
+            return KeptContainer(outer.name, read_sessions(outer), outer, self._settings, record, self._take_volume)
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def whereabouts(self, session_id: str) -> str:
+        outer = find_session(session_id)
+        if outer is None:
+            return ""
+        try:
+            if is_held(outer):
+                return "Another server of yours that runs now has it (`kernel-server sessions` shows them)."
+        except OSError:
+            return ""
+        return "A server with other settings, or started in another folder, had it; one like that could go on with it."
+
+    def _take_volume(self, name: str) -> None:
+        if any(volume.name == name for volume in self._volumes):
+            return
+        volume = next((volume for volume in self._volumes if not volume.name), None)
+        if volume is None:
+            volume = SharedVolume(self._settings.state_dir / "volumes")
+            self._volumes.append(volume)
+        volume.take_over(name)
 
     def renew(self) -> Callable[[], Awaitable[None]]:
-        shared, self._shared = self._shared, self._make_shared()
+        volumes, self._volumes = self._volumes, self._make_volumes()
 
         async def clear() -> None:
-            if shared is not None and shared.name:
-                with anyio.CancelScope(shield=True):
-                    await _in_thread(partial(_remove, shared))
+            for volume in volumes:
+                if volume.name:
+                    with anyio.CancelScope(shield=True):
+                        await _in_thread(partial(_remove, volume))
 
         return clear
+
+
+@dataclass(frozen=True)
+class KeptContainer:
+    """See `KeptHost`."""
+
+    name: str
+    sessions: list[SessionRecord]
+    outer: Path
+    settings: HostSettings
+    record: HostRecord = field(repr=False)
+    take_volume: Callable[[str], None]
+
+    @asynccontextmanager
+    async def take_over(self, report: Report) -> AsyncIterator[ControlledHost]:
+        report("Taking over the container of an earlier server")
+        engine = await _in_thread(Engine.connect)
+        try:
+            with taken_over(self.outer) as folder:
+                if self.record.volume:
+                    self.take_volume(self.record.volume)
+                async with _container(engine, self.settings, folder, self.record, start=False) as host:
+                    yield host
+        except OSError as error:
+            raise HostLost(f"Its container could not be taken over ({error.strerror}).") from error
+        finally:
+            engine.close()
 
 
 def _remove(volume: SharedVolume) -> None:
@@ -105,14 +203,14 @@ def _remove(volume: SharedVolume) -> None:
         finally:
             engine.close()
     except EngineError as error:
-        logger.warning("the shared folder is left for the next server to remove: %s", error)
+        logger.info("the shared folder is left for the next server: %s", error)
 
 
 @asynccontextmanager
 async def docker_host(
     settings: HostSettings, report: Report, shared: SharedVolume | None = None
 ) -> AsyncIterator[ControlledHost]:
-    """Starts a container with kernel_host in it; removes it, and all kernels, on leaving.
+    """Starts a container with kernel_host in it; removes it, and all kernels, on leaving, unless it is to be kept.
 
     Args:
         shared: for /workspace/shared, which the container has for itself without it.
@@ -129,20 +227,35 @@ async def docker_host(
         if shared is not None:
             await _in_thread(partial(shared.open, engine))
         report("Starting the container")
-        with run_folder() as run_dir:
-            place = Place(run_dir, host_uid, shared.name if shared else "")
+        with run_folder() as folder:
+            owner = Owner.new()
+            place = Place(folder.path, host_uid, shared.name if shared else "", owner.digest)
             container_id = await _create(engine, settings, image, place)
-            try:
-                async with _started(engine, container_id, run_dir) as control:
-                    description = _describe(control.hello, settings, image)
-                    logger.info("container %s runs: %s", container_id[:12], description)
-                    archive = DockerArchive(engine, container_id)
-                    yield ControlledHost(control, run_dir, archive, description)
-            finally:
-                with anyio.CancelScope(shield=True), suppress(EngineError):
-                    await _in_thread(partial(engine.remove_container, container_id))
+            record = HostRecord(settings.instance, owner, container_id, image, place.volume)
+            if settings.keep_seconds:
+                folder.write(HOST_RECORD, asdict(record))
+            async with _container(engine, settings, folder, record, start=True) as host:
+                yield host
     finally:
         engine.close()
+
+
+@asynccontextmanager
+async def _container(
+    engine: Engine, settings: HostSettings, folder: RunFolder, record: HostRecord, *, start: bool
+) -> AsyncIterator[ControlledHost]:
+    try:
+        if not start and not is_served(folder.outer):
+            raise HostLost("Its container has ended.")
+        async with _started(engine, record, folder.path, start=start) as control:
+            description = _describe(control.hello, settings, record.image)
+            logger.info("container %s runs: %s", record.container_id[:12], description)
+            archive = DockerArchive(engine, record.container_id)
+            yield ControlledHost(control, folder, archive, description, settings.keep_seconds)
+    finally:
+        if not folder.kept:
+            with anyio.CancelScope(shield=True), suppress(EngineError):
+                await _in_thread(partial(engine.remove_container, record.container_id))
 
 
 def build_image(settings: HostSettings, report: Report) -> str:
@@ -194,11 +307,18 @@ def _uid_inside(engine: Engine) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a container reaches the server: its run folder, the server's UID inside; the volume that it shares or ""."""
+    """Where a container reaches the server, and how it knows it.
+
+    Attributes:
+        host_uid: the server's UID inside.
+        volume: what it shares with others, or "".
+        owner: digest of the token.
+    """
 
     run_dir: Path
     host_uid: int
     volume: str
+    owner: str
 
 
 async def _create(engine: Engine, settings: HostSettings, image: str, place: Place) -> str:
@@ -230,6 +350,7 @@ def _spec(settings: HostSettings, image: str, place: Place, name: str, first_uid
         "preload": settings.preload,
         "processors": settings.cpus,
         "workspace_bytes": settings.workspace_size,
+        "owner": place.owner,
         "lease_seconds": LEASE_SECONDS,
         "limits": limits,
         # There is no network: pip fails at once instead of after five tries.
@@ -253,8 +374,9 @@ def _spec(settings: HostSettings, image: str, place: Place, name: str, first_uid
 
 
 @asynccontextmanager
-async def _started(engine: Engine, container_id: str, run_dir: Path) -> AsyncIterator[Any]:
+async def _started(engine: Engine, record: HostRecord, run_dir: Path, *, start: bool) -> AsyncIterator[Any]:
     """Starts the container and connects to kernel_host; what it says on its way to a failure goes into the error."""
+    container_id = record.container_id
     ended = anyio.Event()
     said: deque[str] = deque(maxlen=20)
     output = await _in_thread(partial(engine.attach, container_id))
@@ -272,9 +394,11 @@ async def _started(engine: Engine, container_id: str, run_dir: Path) -> AsyncIte
             "the container %s has ended; its last words: %s", container_id[:12], "".join(said).strip() or "none"
         )
 
-    await _in_thread(partial(engine.start_container, container_id))
+    if start:
+        await _in_thread(partial(engine.start_container, container_id))
     try:
-        async with running(follow), connect_control(run_dir / "control", START_SECONDS, ended) as control:
+        connecting = connect_control(run_dir / "control", record.owner.token, START_SECONDS, ended)
+        async with running(follow), connecting as control:
             yield control
     except HostLost as error:
         if said:

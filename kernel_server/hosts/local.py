@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ import anyio
 import anyio.lowlevel
 
 from kernel_server.errors import HostLost
-from kernel_server.hosts.base import HostDescription, HostSettings, Report
+from kernel_server.hosts.base import HostDescription, HostSettings, KeptHost, Report
 from kernel_server.hosts.control import connect_control
-from kernel_server.hosts.controlled import ControlledHost
+from kernel_server.hosts.controlled import ControlledHost, Owner
 from kernel_server.hosts.images import container_folder
 from kernel_server.hosts.rundir import run_folder
 from kernel_server.streams import IteratorReader
@@ -64,6 +64,12 @@ class LocalHosts:
     def start(self, report: Report) -> AbstractAsyncContextManager[ControlledHost]:
         return local_host(self._settings, report)
 
+    def kept(self) -> Sequence[KeptHost]:
+        return []  # its processes end with their server
+
+    def whereabouts(self, session_id: str) -> str:
+        return ""
+
     def renew(self) -> Callable[[], Awaitable[None]]:
         return anyio.lowlevel.checkpoint  # each removes its own folders
 
@@ -76,11 +82,12 @@ async def local_host(settings: HostSettings, report: Report) -> AsyncIterator[Co
         HostLost: it did not start, mostly because ipykernel is not installed (`pip install 'kernel-server[local]'`).
     """
     report("Starting kernels as local processes, without isolation")
-    with run_folder() as run_dir:
-        workspace = run_dir.parent / "workspace"  # goes with the run folder, whatever happens to this process
+    with run_folder() as folder:
+        owner = Owner.new()
+        workspace = folder.outer / "workspace"  # goes with the run folder, whatever happens to this process
         process = await anyio.open_process(
             [sys.executable, "-s", str(container_folder() / "kernel_host")],
-            env={**os.environ, "KERNEL_HOST_CONFIG": json.dumps(_config(settings, run_dir, workspace))},
+            env={**os.environ, "KERNEL_HOST_CONFIG": json.dumps(_config(settings, folder.path, workspace, owner))},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=None,
@@ -93,8 +100,8 @@ async def local_host(settings: HostSettings, report: Report) -> AsyncIterator[Co
 
         async with running(watch):
             try:
-                async with connect_control(run_dir / "control", START_SECONDS, ended) as control:
-                    yield ControlledHost(control, run_dir, LocalArchive(), _describe(control.hello))
+                async with connect_control(folder.path / "control", owner.token, START_SECONDS, ended) as control:
+                    yield ControlledHost(control, folder, LocalArchive(), _describe(control.hello))
             finally:
                 await _stop(process)
 
@@ -110,12 +117,13 @@ async def _stop(process: anyio.abc.Process) -> None:
             await process.wait()
 
 
-def _config(settings: HostSettings, run_dir: Path, workspace: Path) -> dict[str, Any]:
+def _config(settings: HostSettings, run_dir: Path, workspace: Path, owner: Owner) -> dict[str, Any]:
     return {
         "run_dir": str(run_dir),
         "workspace_dir": str(workspace),
         "isolation": "process_group",
         "preload": settings.preload,
+        "owner": owner.digest,
         "lease_seconds": 2.0,
         "limits": {"data": settings.session_memory} if settings.session_memory else {},
     }

@@ -44,9 +44,24 @@ class SharedVolume:
                 engine.remove_volume(path.name)
                 path.unlink()
         name = f"{PREFIX}{secrets.token_hex(8)}"
-        self._lock = open(self._folder / name, "w", encoding="ascii")  # noqa: SIM115 - held until `remove`
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.name = name
+        self._take(name, "w")
+
+    def take_over(self, name: str) -> None:
+        """Takes the volume of a server that is gone.
+
+        Raises:
+            OSError: another server has it.
+        """
+        self._take(name, "r+")
+
+    def _take(self, name: str, mode: str) -> None:
+        lock = open(self._folder / name, mode, encoding="ascii")  # noqa: SIM115 - held until `remove`
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise
+        self.name, self._lock = name, lock
 
     def remove(self, engine: Engine) -> None:
         """Removes it; no container uses it any more.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -22,6 +22,7 @@ from kernel_server.errors import KernelError
 from kernel_server.kernels.changes import Look, look_of
 from kernel_server.kernels.executions import Execution, Input
 from kernel_server.kernels.outputs import Outputs
+from kernel_server.kernels.replays import LastCell, last_cell_of
 from kernel_server.tasks import running
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 READY_SECONDS = 20.0
+RESUME_SECONDS = 300.0  # for one that may have to finish something in native code first
+REPLAYS, REPLAY_SECONDS = 3, 20.0  # how often what was put out is asked for, and how long it is waited for
+FOLLOW_SECONDS = 2.0
 PROBE_INTERVAL_SECONDS = 0.1
 SEND_SECONDS = 10.0  # a kernel that takes no request for so long is stuck
 DRAIN_SECONDS, QUIET_SECONDS = 1.0, 0.1  # after a kernel's end: at most, and without a message
@@ -53,10 +57,12 @@ class KernelConnection:
 
     Attributes:
         unreadable: messages that did not parse and were dropped.
+        last_cell: of a kernel that served another server before, what it was given last.
     """
 
     def __init__(self, client: AsyncKernelClient, sockets: dict[str, zmq.asyncio.Socket], late: Outputs) -> None:
         self.unreadable = 0
+        self.last_cell: LastCell | None = None
         self._late = late
         self._received = 0
         self._client = client
@@ -64,16 +70,21 @@ class KernelConnection:
         self._executions: dict[str, Execution] = {}
         self._waiting: dict[str, _Waiting] = {}
         self._subscribed = anyio.Event()
+        self._replayed = anyio.Event()
+        self._catching_up = False
         self._gone = False
 
     # -- requests --------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def execute(self, code: str, stdin: Input | None = None, *, silent: bool = False) -> AsyncIterator[Execution]:
+    async def execute(
+        self, code: str, stdin: Input | None = None, *, silent: bool = False, about: dict[str, Any] | None = None
+    ) -> AsyncIterator[Execution]:
         """Sends a cell; inside the block its outputs arrive in the `Execution`. Leaving does not stop the cell.
 
         Args:
             stdin: takes the prompts of `input()`, which fails at once without it.
+            about: what a later server has to know of it; see `LastCell`.
 
         Raises:
             KernelError: the kernel is gone or takes no requests.
@@ -86,7 +97,7 @@ class KernelConnection:
             "allow_stdin": stdin is not None,
             "stop_on_error": False,
         }
-        message = self._client.session.msg("execute_request", content)
+        message = self._client.session.msg("execute_request", content, metadata={"kernel_server": about or {}})
         execution = Execution(message["header"]["msg_id"], input=stdin)
         self._executions[execution.msg_id] = execution
         try:
@@ -94,6 +105,47 @@ class KernelConnection:
             yield execution
         finally:
             self._executions.pop(execution.msg_id, None)
+
+    @asynccontextmanager
+    async def resume(self, cell: LastCell, stdin: Input | None = None) -> AsyncIterator[Execution]:
+        """The same for a cell that another server has sent: inside the block arrives all that it has put out."""
+        execution = self._executions[cell.msg_id] = Execution(cell.msg_id, input=stdin)
+        execution.begun.set()
+        try:
+            async with running(partial(self._follow, execution)):
+                yield execution
+        finally:
+            self._executions.pop(execution.msg_id, None)
+
+    async def _follow(self, execution: Execution) -> None:
+        """Has everything sent again, and asks for the reply until it is there: the one that was sent first is lost."""
+        with suppress(KernelError):  # its end is told to everybody who waits
+            await self._replay()
+            asked = False
+            while execution.reply is None:
+                cell = await self._ask_last_cell()
+                if cell is None or cell.msg_id != execution.msg_id:
+                    execution.end()  # it says that it never had this cell
+                    return
+                if cell.reply is not None:
+                    execution.missing = cell.missing
+                    execution.take_reply(cell.reply, cell.reply_metadata)
+                elif cell.asks and execution.input and not asked:
+                    execution.input.ask(cell.asks)
+                asked = True
+                with anyio.move_on_after(FOLLOW_SECONDS):
+                    await execution.replied.wait()
+
+    async def _replay(self) -> None:
+        for _ in range(REPLAYS):
+            self._replayed = anyio.Event()
+            await self._request("control", "replay_request", {"outputs": True})
+            with anyio.move_on_after(REPLAY_SECONDS):
+                await self._replayed.wait()
+                return
+
+    async def _ask_last_cell(self) -> LastCell | None:
+        return last_cell_of(await self._request("control", "replay_request"))
 
     async def interrupt(self) -> None:
         """Asks the kernel to raise KeyboardInterrupt in the running cell."""
@@ -186,13 +238,27 @@ class KernelConnection:
 
     def _route_iopub(self, msg_type: str, execution: Execution | None, content: dict[str, Any]) -> None:
         self._subscribed.set()
-        if execution and msg_type == "execute_input":
+        if msg_type == "replay":
+            self._route_replay(end=content.get("end") is True)
+        elif self._catching_up:
+            return  # it comes once more
+        elif execution and msg_type == "execute_input":
             execution.begun.set()
         elif msg_type != "status":
-            outputs = execution.outputs if execution else self._late
+            # After idle, it is a thread of the cell that goes on.
+            outputs = execution.outputs if execution and not execution.idle.is_set() else self._late
             outputs.fold(msg_type, content)
         elif execution and content.get("execution_state") == "idle":
             execution.idle.set()
+
+    def _route_replay(self, *, end: bool) -> None:
+        if end:
+            self._replayed.set()
+            return
+        self._catching_up = False
+        self._late.take()
+        for execution in self._executions.values():
+            execution.restart()
 
     async def drain(self) -> None:
         """Takes in what a kernel whose process is gone has still sent."""
@@ -213,6 +279,23 @@ class KernelConnection:
             with anyio.move_on_after(PROBE_INTERVAL_SECONDS):
                 await self._subscribed.wait()
                 return
+
+    async def catch_up(self) -> None:
+        """Ready, for a kernel that served another server before, and may be busy: `last_cell` is known as well."""
+        self._catching_up = True
+        while True:
+            self.last_cell = await self._ask_last_cell()
+            if self.last_cell is not None and self.last_cell.reply is None:
+                break
+            with anyio.move_on_after(REPLAY_SECONDS):
+                await self.probe()  # behind a cell that was sent, but has not begun
+                self.last_cell = await self._ask_last_cell()
+                break
+        while not self._subscribed.is_set():
+            await self._ask_last_cell()
+            with anyio.move_on_after(PROBE_INTERVAL_SECONDS):
+                await self._subscribed.wait()
+        self._catching_up = self.last_cell is not None
 
 
 @contextmanager
@@ -243,10 +326,15 @@ async def connect_kernel(
     connection_info: dict[str, Any],
     late: Outputs | None = None,
     dead: anyio.Event | None = None,
+    identity: bytes = b"",
+    *,
+    resume: bool = False,
 ) -> AsyncIterator[KernelConnection]:
     """Connects to a kernel whose sockets are bound, and waits until it is ready.
 
     Args:
+        identity: to whom it replies; of a later server with the same one, it takes answers for questions to this one.
+        resume: it has served another server before; `last_cell` has to be resumed next, if there is one.
         late: takes what is put out when no cell is running, or by the threads of earlier ones.
         dead: set when its process is gone, so that nobody waits for it to be ready.
 
@@ -263,7 +351,7 @@ async def connect_kernel(
     client.load_connection_info(cast("Any", dict(connection_info)))
     # Against replays by others on a network; on sockets that only the kernel reaches it would cost 1 KB for each cell.
     client.session.digest_history_size = 0
-    identity = client.session.bsession
+    identity = identity or client.session.bsession
     # Sockets of an asyncio context are asyncio sockets; the annotations of jupyter_client do not say so.
     sockets = cast(
         "dict[str, zmq.asyncio.Socket]",
@@ -278,9 +366,9 @@ async def connect_kernel(
     try:
         async with running(*(partial(connection.read, channel) for channel in sockets)):
             try:
-                with anyio.fail_after(READY_SECONDS):
+                with anyio.fail_after(RESUME_SECONDS if resume else READY_SECONDS):
                     async with running(end_when_dead):
-                        await connection.wait_ready()
+                        await (connection.catch_up() if resume else connection.wait_ready())
             except TimeoutError as error:
                 raise KernelError(f"The kernel did not answer within {READY_SECONDS:g} s.") from error
             yield connection

@@ -77,6 +77,7 @@ class Execution:
         begun: set when the kernel has said that it runs this cell.
         over: set when the reply and idle are in, or the kernel is gone.
         gone: the kernel ended before the cell was over.
+        missing: messages that the kernel did not keep while no server was there to read them.
     """
 
     msg_id: str
@@ -88,9 +89,17 @@ class Execution:
     replied: anyio.Event = field(default_factory=anyio.Event)
     over: anyio.Event = field(default_factory=anyio.Event)
     gone: bool = False
+    missing: int = 0
+
+    def restart(self) -> None:
+        """All that it has put out comes once more."""
+        self.outputs = Outputs()
+        self.idle = anyio.Event()
 
     def take_reply(self, content: dict[str, Any], metadata: dict[str, Any]) -> None:
-        """Takes in an `execute_reply`."""
+        """Takes in an `execute_reply`, once."""
+        if self.reply is not None:
+            return
         self.reply = _reply_of(content, metadata)
         for page in _pages(content):
             self.outputs.fold("display_data", page)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import partial
 
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from kernel_server.errors import HostLost, KernelServerError
-from kernel_server.hosts.base import Death, KernelHost, KernelHosts
+from kernel_server.hosts.base import Death, KeptHost, KernelHost, KernelHosts, Report
 from kernel_server.kernels.connection import import_client
 from kernel_server.tasks import running
 
@@ -40,7 +42,7 @@ class Fleet:
     """Gives sessions their place: all in one kernel host, or at most `per_host` in each.
 
     In the second case a host ends with the last of its sessions, so that a session with a host of its own leaves
-    nothing behind in it for another one.
+    nothing behind in it for another one. So does a host of an earlier server in the first case, if there is another.
 
     Attributes:
         python: version of Python in the host that started last; "" before the first one.
@@ -92,6 +94,15 @@ class Fleet:
             self._leave(life)
             raise
 
+    async def take_over(self, kept: KeptHost) -> KernelHost:
+        """A host that an earlier server has left; raises as `any`."""
+        return await self._ready(self._begin(kept.take_over), None)
+
+    def enter(self, host: KernelHost) -> None:
+        """A session that is there already has its place from now on."""
+        for life in self._lives:
+            life.sessions += life.host is host
+
     def leave(self, host: KernelHost) -> None:
         """A session that had its place there has ended."""
         for life in self._lives:
@@ -101,7 +112,7 @@ class Fleet:
 
     def _leave(self, life: _HostLife) -> None:
         life.sessions -= 1
-        if self._per_host and not life.sessions:
+        if not life.sessions and (self._per_host or self._lives[:1] != [life]):
             self._forget(life)
             life.stop.set()
 
@@ -127,9 +138,12 @@ class Fleet:
             self._lives.remove(life)
 
     def _start(self) -> _HostLife:
+        return self._begin(self._hosts.start)
+
+    def _begin(self, start: Callable[[Report], AbstractAsyncContextManager[KernelHost]]) -> _HostLife:
         life = _HostLife()
         self._lives.append(life)
-        self._tasks.start_soon(self._hold, life)
+        self._tasks.start_soon(partial(self._hold, life, start))
         self._tasks.start_soon(anyio.to_thread.run_sync, import_client)  # meanwhile
         return life
 
@@ -143,13 +157,13 @@ class Fleet:
             raise life.failure or HostLost("The container did not start.")
         return life.host
 
-    async def _hold(self, life: _HostLife) -> None:
+    async def _hold(self, life: _HostLife, start: Callable[[Report], AbstractAsyncContextManager[KernelHost]]) -> None:
         def report(line: str) -> None:
             life.latest = line
             logger.info("%s", line)
 
         try:
-            async with self._hosts.start(report) as host:
+            async with start(report) as host:
                 life.host, self.python = host, host.description.python
                 life.ready.set()
 

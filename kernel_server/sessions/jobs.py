@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
 
 import anyio
 
 from kernel_server.kernels.executions import Execution, Input
 from kernel_server.kernels.outputs import Outputs, Stream
+from kernel_server.kernels.replays import LastCell
 from kernel_server.sessions.results import Cell, CellResult
 from kernel_server.text import one_line, settle, strip_ansi
 
 TITLE_CHARACTERS = 80
+MAX_NUMBER = 1_000_000_000  # of what a kernel says of a job of an earlier server
+MAX_SECONDS = 10 * 365 * 24 * 3600.0
+TAKEN_OVER = "The server was started anew while this cell ran; nothing of the session is lost."
+TOLD_AGAIN = (
+    "The server was started anew after this cell had ended; you may have had this result before. Nothing of the session "
+    "is lost."
+)
 
 
 @dataclass
@@ -26,6 +36,8 @@ class Job:
         execution: its outputs so far, once the kernel has it.
         submitted: when the session took it (monotonic seconds).
         started: when the kernel got it (monotonic seconds), or None while it waits for its turn.
+        begun: the same as wall time, UTC.
+        resumes: what the kernel says of it, where an earlier server has sent it.
         result: how it went, once it is done.
         failure: why there is no result.
         done: set with either of them.
@@ -41,12 +53,38 @@ class Job:
     execution: Execution | None = None
     submitted: float = field(default_factory=time.monotonic)
     started: float | None = None
+    begun: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    resumes: LastCell | None = None
     result: CellResult | None = None
     failure: Exception | None = None
     done: anyio.Event = field(default_factory=anyio.Event)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     stopped: bool = False
     abandoned: bool = False
+
+    @classmethod
+    def resuming(cls, cell: LastCell, *, told: bool) -> Job:
+        """The job of an earlier server. What the kernel says of it is believed as far as it can be.
+
+        Args:
+            told: its result was ready when that server ended.
+        """
+        now = time.monotonic()
+        job = cls(
+            Cell(cell.code, cell.text("source"), cell.number("timeout", 0, MAX_SECONDS) or 0.0, cell.interactive),
+            int(cell.number("number", 1, MAX_NUMBER) or 1),
+            notes=[TOLD_AGAIN if told else TAKEN_OVER],
+            resumes=cell,
+        )
+        job.started = job.submitted = cell.number("started", 0, now) or now
+        job.begun = datetime.fromtimestamp(time.time() - job.seconds, timezone.utc)
+        return job
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the kernel is told of it, for `resuming`."""
+        cell = self.cell
+        return {"number": self.number, "source": cell.source, "timeout": cell.timeout, "started": self.started}
 
     def stop(self) -> None:
         """Asks for the cell to be interrupted, or not to be started at all."""

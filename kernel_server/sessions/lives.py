@@ -10,7 +10,7 @@ import anyio
 import zmq.asyncio
 
 from kernel_server.errors import EngineError, KernelError
-from kernel_server.hosts.base import Death, KernelHost
+from kernel_server.hosts.base import Death, KernelHost, Launched, SessionRecord
 from kernel_server.kernels.connection import KernelConnection, connect_kernel
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.sessions.results import explain_death, explain_loss
@@ -26,6 +26,7 @@ class Life:
 
     Attributes:
         generation: its number in the session, from 1.
+        launched: its process; that of an earlier server's kernel is there from the beginning.
         spawned: set when its process has become the session, or failed to.
         ready: set when it can be used, or failed to start.
         dead: set when the kernel host has said that its process is gone; what it has sent may still come in.
@@ -41,10 +42,15 @@ class Life:
     dead: anyio.Event = field(default_factory=anyio.Event)
     ended: anyio.Event = field(default_factory=anyio.Event)
     succeeded: anyio.Event = field(default_factory=anyio.Event)
-    pid: int = 0
+    launched: Launched | None = None
     kernel: KernelConnection | None = None
     failure: Exception | None = None
     death: Death | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of its process; 0 before there is one."""
+        return self.launched.pid if self.launched else 0
 
     def end(self, death: Death | None) -> None:
         """The kernel is gone: everybody who waits for it is told."""
@@ -80,9 +86,28 @@ class Lives:
         self._host = host
         self._context = context
         self._life = Life(1)
+        self._identity = session_id.encode()
         self._last_death: Death | None = None
         self._wanted = anyio.Event()
         self._end = anyio.Event()
+
+    def go_on(self, record: SessionRecord, found: Death | int) -> None:
+        """Takes the session's kernel over from an earlier server, before `keep`.
+
+        Args:
+            found: process id of its kernel now, or how that ended.
+        """
+        self._life = Life(record.generation)
+        if record.loss:
+            self.loss = Loss(record.generation - 1, record.loss)
+        if found == record.launched.pid:
+            self._life.launched = record.launched
+            return
+        # It has died meanwhile, or that server has not got to say that it had started another one.
+        cause = explain_death(found if isinstance(found, Death) else None, False, self._host.description.memory)
+        text = record.loss or f"Since the last call: {cause} {explain_loss(record.generation + 1)}"
+        self.loss = Loss(record.generation, text)
+        self._life = Life(record.generation + 1)
 
     @property
     def present(self) -> Life:
@@ -105,12 +130,13 @@ class Lives:
     async def _serve_one(self) -> None:
         life = self._life
         try:
-            if life.generation > 1:  # what the last kernel started must not live on beside a fresh one
-                await self._host.kill(self._session_id)
-            launched = await self._host.spawn(self._session_id, warm=self._warm and life.generation == 1)
-            life.pid, self.workspace = launched.pid, launched.workspace
+            resume = life.launched is not None
+            launched = life.launched = life.launched or await self._spawn(life)
+            self.workspace = launched.workspace
             life.spawned.set()
-            async with connect_kernel(self._context, launched.connection, self.late, life.dead) as kernel:
+            async with connect_kernel(
+                self._context, launched.connection, self.late, life.dead, self._identity, resume=resume
+            ) as kernel:
                 life.kernel = kernel
                 if self._last_death is not None and self._last_death.pid == life.pid:
                     life.dead.set()
@@ -132,6 +158,11 @@ class Lives:
             self._wanted = anyio.Event()
             self._life = Life(life.generation + (life.failure is None))
             life.succeeded.set()
+
+    async def _spawn(self, life: Life) -> Launched:
+        if life.generation > 1:  # what the last kernel started must not live on beside a fresh one
+            await self._host.kill(self._session_id)
+        return await self._host.spawn(self._session_id, warm=self._warm and life.generation == 1)
 
     async def wait_spawned(self) -> None:
         """Waits until the first kernel's process is there; it goes on starting while its first cell is on the way.

@@ -11,38 +11,49 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import anyio
+import anyio.to_thread
 import zmq.asyncio
 from anyio.abc import TaskGroup
 
 from kernel_server.errors import (
+    EngineError,
+    KernelError,
+    KernelServerError,
     SessionClosed,
     SessionError,
     SessionExpired,
+    SessionLeft,
     SessionLimit,
+    SessionNotKept,
     SessionUnknown,
 )
-from kernel_server.hosts.base import Death, KernelHost, KernelHosts
+from kernel_server.hosts.base import Death, KeptHost, KernelHost, KernelHosts, SessionRecord
 from kernel_server.kernels.connection import zmq_context
 from kernel_server.sessions.fleet import Fleet, OnWait
 from kernel_server.sessions.pool import Pool
 from kernel_server.sessions.session import Session
 from kernel_server.tasks import running
-from kernel_server.transcripts.journal import JournalFolder
+from kernel_server.transcripts.journal import Journal, JournalFolder
 
 logger = logging.getLogger(__name__)
 
 MAX_ENDED = 10_000  # ids of ended sessions that get a precise error
 EXPIRY_CHECK_SECONDS = 5.0
+SYNC_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """TTL in seconds, how many sessions there may be, spare ones, and how many in one kernel host (0: all)."""
+    """TTL in seconds, how many sessions there may be, spare ones, and how many in one kernel host (0: all).
+
+    With `keep`, sessions are left to a later server.
+    """
 
     ttl: float
     maximum: int
     spare: int = 0
     per_host: int = 0
+    keep: bool = False
 
 
 class Registry:
@@ -50,6 +61,7 @@ class Registry:
 
     Attributes:
         on_change: told when `sessions` has changed.
+        leaves_sessions: the server is about to end, and what runs in sessions is to go on.
     """
 
     def __init__(
@@ -65,10 +77,14 @@ class Registry:
         self.on_change: Callable[[], None] = lambda: None
         self._context = context
         self._tasks = tasks
+        self._hosts = hosts
+        self._taking = anyio.Lock()
+        self._complete = anyio.Event()  # set when all that earlier servers have left is there
         self._fleet = Fleet(hosts, limits.per_host, tasks, self._on_death, self._on_lost)
         self._sessions: dict[str, Session] = {}
         self._ended: OrderedDict[str, SessionError] = OrderedDict()
         self._opening = 0
+        self.leaves_sessions = False
         self._starting: Session | None = None  # the spare one that is not ready yet
         self._pool = Pool(self._spares_wanted, self._start_spare, self._end_spare)
 
@@ -80,7 +96,56 @@ class Registry:
         Raises:
             KernelServerError: it did not start; the next call tries again.
         """
+        await self._complete.wait()
         return await self._fleet.any(on_wait)
+
+    async def take_over(self) -> None:
+        """Goes on with what earlier servers with the same settings have left."""
+        try:
+            async with self._taking, anyio.create_task_group() as tasks:
+                for kept in self._hosts.kept():
+                    tasks.start_soon(self._take_over, kept)
+        finally:
+            self._complete.set()
+
+    async def _take_over(self, kept: KeptHost) -> None:
+        try:
+            host = await self._fleet.take_over(kept)
+            kernels = await host.kernels()
+        except KernelServerError as error:
+            logger.warning("%s could not be taken over: %s", kept.name, error)
+            for record in kept.sessions:
+                if not self._hosts.whereabouts(record.session_id):  # nor has another server been faster
+                    self._ended[record.session_id] = SessionNotKept(record.session_id, str(error))
+            return
+        self._fleet.enter(host)  # until all of its sessions have
+        for record in kept.sessions:
+            if record.session_id in kernels:
+                self._go_on(host, record, kernels.pop(record.session_id))
+            else:
+                why = "it is not in its container any more."
+                self._ended[record.session_id] = SessionNotKept(record.session_id, why)
+        for session_id in kernels:  # spare ones, or not quite begun
+            with suppress(KernelError, EngineError):
+                await host.clear(session_id)
+        await self._hold(host)
+        self._fleet.leave(host)
+
+    def _go_on(self, host: KernelHost, record: SessionRecord, found: Death | int) -> None:
+        session = Session(record.session_id, host, self._context, self.journals.journal(record.session_id))
+        session.go_on(record, found)
+        self._fleet.enter(host)
+        self._sessions[record.session_id] = session
+        self.on_change()
+        self._tasks.start_soon(self._run_session, session)
+        logger.info("session %s goes on", record.session_id)
+
+    async def _hold(self, host: KernelHost) -> None:
+        """Has a host with sessions go on for a later server if this one is killed."""
+        if self.leaves_sessions:
+            return
+        with suppress(KernelError, EngineError):
+            await host.hold(sessions=any(session.host is host for session in self._sessions.values()))
 
     @property
     def python(self) -> str:
@@ -100,6 +165,7 @@ class Registry:
 
     async def reset(self, on_wait: OnWait | None = None) -> int:
         """Ends every session and the container, and starts a fresh one; returns how many sessions it ended."""
+        await self._complete.wait()
         count = len(self._sessions)
         await self.shut_down("reset")
         await self._fleet.any(on_wait)
@@ -110,6 +176,27 @@ class Registry:
         end_hosts = self._fleet.renew()
         await self._end_all(how)
         await end_hosts()
+
+    def prepare_to_leave(self) -> None:
+        """The client is gone: calls that are cancelled from now on do not stop their cells, if sessions are to be kept."""
+        self.leaves_sessions = self.limits.keep
+
+    async def leave(self) -> None:
+        """The server ends: hosts that have sessions are left to a later one, if they are to be kept; all else ends."""
+        self.prepare_to_leave()
+        if self.leaves_sessions:
+            await self._leave_sessions()
+        await self.shut_down("the end of the server")
+
+    async def _leave_sessions(self) -> None:
+        hosts = {session.host for session in self._sessions.values()}
+        kept = {host for host in hosts if host.keep()}
+        async with anyio.create_task_group() as tasks:
+            for spare in [spare for host in kept for spare in self._pool.drain(host)]:
+                tasks.start_soon(self._end_spare, spare)
+            for session in self._sessions.values():
+                if session.host in kept:
+                    tasks.start_soon(self._end, session, SessionLeft(session.session_id, self.limits.ttl), False)
 
     async def _end_all(self, how: str, host: KernelHost | None = None) -> None:
         """Ends all sessions, or those of one host; what they own goes with their container."""
@@ -127,6 +214,7 @@ class Registry:
             SessionLimit: there are as many as allowed.
             KernelServerError: the container or the kernel did not start.
         """
+        await self._complete.wait()
         if len(self._sessions) + self._opening >= self.limits.maximum:
             idle = sorted(((s.idle_seconds, s.session_id) for s in self._sessions.values()), reverse=True)
             raise SessionLimit(self.limits.maximum, [(name, seconds) for seconds, name in idle if seconds > 0])
@@ -140,6 +228,8 @@ class Registry:
         async with self._ended_if_it_fails(session), session.in_use():
             await session.wait_spawned()
         session.begun = time.monotonic()
+        session.remember()
+        self._tasks.start_soon(self._hold, session.host)
         self._pool.refill()
         return session
 
@@ -194,7 +284,36 @@ class Registry:
         if session := self._sessions.get(session_id):
             return session
         ending = self._ended.get(session_id)
-        raise ending.again() if ending else SessionUnknown(session_id)
+        raise ending.again() if ending else SessionUnknown(session_id, self._hosts.whereabouts(session_id))
+
+    async def find(self, session_id: str) -> Session:
+        """The same once it is known what earlier servers have left, and what runs in the session."""
+        await self._complete.wait()
+        if session_id not in self._sessions and session_id not in self._ended and self._hosts.whereabouts(session_id):
+            await self.take_over()  # its server may have ended since this one has begun
+        session = self.get(session_id)
+        await session.wait_resumed()
+        return session
+
+    async def find_journal(self, session_id: str) -> Journal:
+        """The journal of a session, also of one that has ended; of one in which nothing has run, it has no cells.
+
+        Raises:
+            SessionError: the id is not one of a session, or of one that ended and left no journal.
+        """
+        await self._complete.wait()
+        if session := self._sessions.get(session_id):
+            await session.wait_resumed()
+        journal = self.journals.find(session_id)
+        if journal is None:
+            self.get(session_id)
+            journal = self.journals.journal(session_id)
+        return journal
+
+    async def all(self) -> list[Session]:
+        """`sessions` once it is known what earlier servers have left."""
+        await self._complete.wait()
+        return self.sessions
 
     @property
     def sessions(self) -> list[Session]:
@@ -213,6 +332,7 @@ class Registry:
         Raises:
             SessionError: there is no such session.
         """
+        await self._complete.wait()
         await self._end(self.get(session_id), SessionClosed(session_id, "close_session"), clear=True)
 
     async def _end(self, session: Session, ending: SessionError, clear: bool) -> None:
@@ -223,6 +343,7 @@ class Registry:
     def _forget(self, session: Session, ending: SessionError) -> None:
         if self._sessions.pop(session.session_id, None):
             self.on_change()
+            self._tasks.start_soon(self._hold, session.host)
             self._ended[session.session_id] = ending.again()
             while len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
@@ -230,6 +351,16 @@ class Registry:
     async def keep_spares(self) -> None:
         """Keeps spare sessions ready, for ever."""
         await self._pool.keep_filled()
+
+    async def sync_journals(self) -> None:
+        """Has the disk keep what was journaled, every second; for ever."""
+        while True:
+            await anyio.sleep(SYNC_SECONDS)
+            if not self.journals.is_synced:
+                try:
+                    await anyio.to_thread.run_sync(self.journals.sync)
+                except OSError as error:
+                    logger.warning("a journal may not survive a power cut: %s", error)
 
     async def expire_idle_sessions(self) -> None:
         """Ends sessions that nobody has used for the TTL, for ever."""
@@ -250,9 +381,11 @@ async def open_registry(hosts: KernelHosts, limits: Limits, journals: JournalFol
         async with running() as tasks:
             registry = Registry(hosts, limits, journals, context, tasks)
             tasks.start_soon(registry.expire_idle_sessions)
+            tasks.start_soon(registry.sync_journals)
             tasks.start_soon(registry.keep_spares)
+            tasks.start_soon(registry.take_over)
             try:
                 yield registry
             finally:
                 with anyio.CancelScope(shield=True):
-                    await registry.shut_down("the end of the server")
+                    await registry.leave()

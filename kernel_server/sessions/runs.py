@@ -18,7 +18,7 @@ from kernel_server.kernels.executions import Execution
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.sessions.jobs import Job
 from kernel_server.sessions.lives import KILL_SECONDS, Life, Lives
-from kernel_server.sessions.results import Cell, CellResult, Status, explain_death, explain_error, explain_loss
+from kernel_server.sessions.results import CellResult, Status, explain_death, explain_error, explain_loss
 from kernel_server.transcripts.journal import Journal, JournaledCell
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 # Stopping a cell: ask, look, ask again, look, then kill; 5 s in all.
 INTERRUPT_SECONDS = (2.0, 1.5)
 STOP_SECONDS = sum(INTERRUPT_SECONDS) + KILL_SECONDS + 3.0
+MISSING = "{count} of its outputs are missing: while no server was there, a kernel keeps the first 16 MB."
 DEATH_REPORT_SECONDS = 2.0  # between a closed connection and the kernel host's word of what happened
 
 
@@ -45,9 +46,14 @@ class Runner:
         """
         assert life.kernel is not None
         stdin = job.input if job.cell.interactive else None
-        async with life.kernel.execute(job.cell.code, stdin) as execution:
+        if job.resumes is None:
+            running = life.kernel.execute(job.cell.code, stdin, about=job.about)
+        else:
+            running = life.kernel.resume(job.resumes, stdin)
+        left = max(0.0, job.cell.timeout - job.seconds) if job.cell.timeout else None
+        async with running as execution:
             job.execution = execution
-            with job.scope, anyio.move_on_after(job.cell.timeout or None) as deadline:
+            with job.scope, anyio.move_on_after(left) as deadline:
                 await execution.wait_over()
             if execution.over.is_set():
                 return None
@@ -100,6 +106,8 @@ class Runner:
             await self._tell_of_death(life, execution, result, stopped)
         else:
             self._tell_of_end(execution, result, stopped)
+        if execution.missing:
+            result.notes.append(MISSING.format(count=execution.missing))
         if not job.abandoned:
             self.lives.loss = None  # this result tells of it
         return result
@@ -136,17 +144,18 @@ def _status(execution: Execution) -> Status:
     return "error" if outputs.ended_with_error else "ok"
 
 
-def record(journal: Journal, cell: Cell, result: CellResult, begun: datetime) -> None:
-    """Writes a finished cell to the session's journal; `begun` is wall time, UTC."""
+def record(journal: Journal, job: Job, result: CellResult) -> None:
+    """Writes a finished cell to the session's journal."""
     journaled = JournaledCell(
-        source=cell.source or cell.code,
+        source=job.cell.source or job.cell.code,
         outputs=Outputs([*result.late.items, *result.outputs.items]),
         execution_count=result.execution_count,
         status=result.status,
         generation=result.generation,
-        begun=begun,
+        begun=job.begun,
         ended=datetime.now(timezone.utc),
         notes=list(result.notes),
+        msg_id=job.execution.msg_id if job.execution else "",
     )
     try:
         journal.append(journaled)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import datetime, timezone
+from functools import partial
 
 import anyio
 import zmq.asyncio
 from anyio.abc import TaskGroup
 
 from kernel_server.errors import EngineError, KernelError, SessionError
-from kernel_server.hosts.base import Death, KernelHost, Usage
+from kernel_server.hosts.base import Death, KernelHost, SessionRecord, Usage
 from kernel_server.kernels.changes import Look
 from kernel_server.kernels.executions import END_OF_INPUT
 from kernel_server.kernels.outputs import Outputs
@@ -23,9 +25,12 @@ from kernel_server.sessions.results import Cell, CellResult
 from kernel_server.sessions.runs import STOP_SECONDS, Runner, record
 from kernel_server.transcripts.journal import Journal
 
+logger = logging.getLogger(__name__)
+
 CLEAR_SECONDS = 30.0
 PROGRESS_SECONDS = 4.0  # between two notifications; clients count silence as a hang
 MAX_UNCOLLECTED = 5  # outcomes that are kept for somebody to call `wait`
+RESUME_SECONDS = 10.0  # until a kernel that another server had has told what it is doing
 LOOK_SECONDS = 7.0  # a bit more than the kernel takes for an expression that does not end
 UNREACHABLE = (
     "The kernel does not answer: the running code probably holds the interpreter in native code. Call wait for it, or "
@@ -69,6 +74,9 @@ class Session:
         self._users = 0
         self._lives = Lives(session_id, host, context, warm=warm)
         self._runner = Runner(session_id, host, self._lives)
+        self._remembered = 0  # the generation that was written down last
+        self._resumed = anyio.Event()
+        self._resumed.set()
         self._ending: SessionError | None = None
         self._clear_at_end = True
         self._over = anyio.Event()
@@ -79,6 +87,8 @@ class Session:
         """Keeps a kernel ready until the session is ended, then removes everything it owns."""
         try:
             async with anyio.create_task_group() as self._tasks:
+                if not self._resumed.is_set():
+                    self._tasks.start_soon(self._resume)
                 await self._lives.keep()
         finally:
             with anyio.move_on_after(CLEAR_SECONDS, shield=True):
@@ -90,6 +100,39 @@ class Session:
     def on_death(self, death: Death) -> None:
         """The kernel host reports that a kernel of this session has ended."""
         self._lives.on_death(death)
+        self._remember()
+
+    def go_on(self, record: SessionRecord, found: Death | int) -> None:
+        """Goes on with a session of an earlier server, before `run`; see `Lives.go_on`."""
+        self._resumed = anyio.Event()
+        self._remembered = record.generation
+        self.begun, self.last_used, self._submitted = record.begun, record.last_used, record.submitted
+        self._lives.go_on(record, found)
+
+    def remember(self) -> None:
+        """From now on a later server could go on with it."""
+        self._remembered = self.generation
+        self._remember()
+
+    def _remember(self) -> None:
+        life = self._lives.present
+        if not self._remembered or life.launched is None:
+            return
+        self._remembered = life.generation
+        loss = self._lives.loss.text if self._lives.loss else ""
+        record = SessionRecord(
+            self.session_id, life.launched, life.generation, self.begun, self.last_used, self._submitted, loss
+        )
+        try:
+            self.host.remember(record)
+        except OSError as error:
+            logger.warning("no later server will go on with session %s: %s", self.session_id, error)
+
+    async def wait_resumed(self) -> None:
+        """Waits until it is known what runs in a session of an earlier server; not for long."""
+        if not self._resumed.is_set():
+            with anyio.move_on_after(RESUME_SECONDS):
+                await first(self._resumed, self._over)
 
     async def close(self, ending: SessionError, *, clear: bool = True) -> None:
         """Ends the session; calls in flight fail with `ending`. Returns when everything it owns is gone.
@@ -111,7 +154,7 @@ class Session:
     @property
     def idle_seconds(self) -> float:
         """How long nobody has used it; 0 while somebody does."""
-        return 0.0 if self._users else time.monotonic() - self.last_used
+        return 0.0 if self._users or not self._resumed.is_set() else time.monotonic() - self.last_used
 
     @property
     def generation(self) -> int:
@@ -140,6 +183,7 @@ class Session:
         finally:
             self._users -= 1
             self.last_used = time.monotonic()
+            self._remember()
 
     async def wait_spawned(self) -> None:
         """Waits until its first kernel's process is there.
@@ -264,9 +308,16 @@ class Session:
         return next((job for job in self._jobs if job.started is not None and not job.done.is_set()), None)
 
     async def _work(self, job: Job) -> None:
-        try:
+        async def run() -> CellResult:
             async with self.in_use(), self._turn:
-                job.result = await self._run(job)
+                return await self._run(job)
+
+        await self._settle(job, run)
+
+    async def _settle(self, job: Job, run: Callable[[], Awaitable[CellResult]]) -> None:
+        """Runs a job to its end; its outcome is there afterwards, whatever happens."""
+        try:
+            job.result = await run()
         except (KernelError, EngineError, SessionError) as error:
             job.failure = error
         finally:
@@ -277,15 +328,41 @@ class Session:
 
     async def _run(self, job: Job) -> CellResult:
         life = await self._current_life()
+        if self._remembered and life.generation != self._remembered:
+            self._remember()
         if job.stopped:
             return CellResult(self.session_id, "interrupted", Outputs(), 0, life.generation, 0.0, [NEVER_STARTED])
-        begun = datetime.now(timezone.utc)
-        job.started = time.monotonic()
+        job.begun, job.started = datetime.now(timezone.utc), time.monotonic()
+        return await self._finish(life, job)
+
+    async def _finish(self, life: Life, job: Job, *, journaled: bool = False) -> CellResult:
         stopped = await self._runner.execute(life, job)
         self._check_open()
         result = await self._runner.result(life, job, stopped)
-        record(self.journal, job.cell, result, begun)
+        if not journaled:
+            record(self.journal, job, result)
         return result
+
+    async def _resume(self) -> None:
+        """Takes up what the kernel did for an earlier server, before any other cell."""
+        try:
+            async with self._turn:
+                life = await self._current_life()
+                cell = life.kernel.last_cell if life.kernel else None
+                if cell is None:
+                    return
+                journaled = self.journal.last_msg_id() == cell.msg_id
+                job = Job.resuming(cell, told=journaled)
+                self._submitted = max(self._submitted, job.number)
+                self._jobs.append(job)
+                if cell.reply is None:
+                    self._resumed.set()
+                async with nullcontext() if journaled else self.in_use():
+                    await self._settle(job, partial(self._finish, life, job, journaled=journaled))
+        except (KernelError, EngineError, SessionError) as error:
+            logger.info("session %s: its last cell cannot be resumed: %s", self.session_id, error)
+        finally:
+            self._resumed.set()
 
     async def _current_life(self) -> Life:
         life = await self._lives.current()

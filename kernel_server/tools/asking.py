@@ -83,7 +83,7 @@ async def resume(ctx: Context) -> tuple[Session, Job] | None:
     if not ctx.request_state:
         return None
     state = json.loads(ctx.request_state)
-    session = services(ctx).registry.get(state["session_id"])
+    session = await services(ctx).registry.find(state["session_id"])
     job = session.job(state["job"])
     if job is None:
         raise RequestError("The cell that asked for this input has ended, and its result has been returned.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mcp.server import MCPServer
@@ -30,15 +30,25 @@ from kernel_server.tools.stdio import serve_stdio
 
 
 class KernelMCPServer(MCPServer[Services]):
-    """An MCPServer whose tool errors say what is wrong and what to do, and nothing else."""
+    """An MCPServer whose tool errors say what is wrong and what to do, and nothing else.
+
+    Attributes:
+        on_end_of_input: told when the client is gone, before calls in flight are cancelled.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._arguments: dict[str, list[str]] = {}
+        self.on_end_of_input: Callable[[], None] | None = None
 
     async def run_stdio_async(self) -> None:
         """Serves over stdin and stdout, also clients that send `server/discover` and then `initialize`."""
-        await serve_stdio(self._lowlevel_server)
+
+        def on_end() -> None:
+            if self.on_end_of_input is not None:  # it is known once the server is open
+                self.on_end_of_input()
+
+        await serve_stdio(self._lowlevel_server, on_end)
 
     async def list_tools(self) -> list[Tool]:
         """The tools; their schemas say that other arguments are refused.

@@ -95,7 +95,7 @@ async def run_file(
 
     registry = services(ctx).registry
     if session_id:
-        await _check_script(ctx, registry.get(session_id), path)
+        await _check_script(ctx, await registry.find(session_id), path)
     return await _run(ctx, session_id, make_cell, wait)
 
 
@@ -120,7 +120,7 @@ async def wait(
     resumed = await resume(ctx)
     if resumed is not None:
         return await _collect(ctx, *resumed, wait)
-    session = services(ctx).registry.get(session_id)
+    session = await services(ctx).registry.find(session_id)
     job = session.oldest_job
     if job is None:
         raise RequestError(
@@ -138,7 +138,7 @@ async def interrupt(
     If it does not react to KeyboardInterrupt within some seconds, its kernel is killed, and the text says what is lost.
     The result comes from the call that waits for the code, or from wait.
     """
-    session = services(ctx).registry.get(session_id)
+    session = await services(ctx).registry.find(session_id)
     job = await session.interrupt()
     if job is None:
         return text_result("Nothing is running in this session.")
@@ -154,7 +154,7 @@ async def _run(ctx: Context, session_id: str, make_cell: MakeCell, wait: float) 
     if resumed is not None:
         session, job = resumed
     else:
-        session = registry.get(session_id) if session_id else await registry.open(reporting(ctx))
+        session = await registry.find(session_id) if session_id else await registry.open(reporting(ctx))
     over = True
     try:
         if resumed is None:
@@ -162,7 +162,8 @@ async def _run(ctx: Context, session_id: str, make_cell: MakeCell, wait: float) 
         try:
             result = await _collect(ctx, session, job, wait, one_shot=not session_id)
         except anyio.get_cancelled_exc_class():
-            await session.abandon(job)
+            if not session_id or not registry.leaves_sessions:
+                await session.abandon(job)
             raise
         over = job.done.is_set()
     finally:

@@ -18,7 +18,6 @@ from kernel_server.files.transfer import Sending, free_bytes, open_to_send, rece
 from kernel_server.sessions.session import Session
 from kernel_server.text import counted, human_size, one_line
 from kernel_server.tools.boundary import KernelMCPServer
-from kernel_server.tools.recorded import find_journal
 from kernel_server.tools.services import find_host, in_use, services, text_result
 from kernel_server.transcripts.notebook import make_notebook
 
@@ -128,7 +127,7 @@ async def export_notebook(
     notebook of that name is replaced.
     """
     registry = services(ctx).registry
-    journal = find_journal(registry, session_id)
+    journal = await registry.find_journal(session_id)
     path = local_path or f"session-{session_id[:8]}.ipynb"
     relative = local_relative(path, "local_path", "WORKDIR_OUT") + ("/" if path.endswith("/") else "")
     python = registry.python

@@ -61,7 +61,7 @@ class FileList(BaseModel):
 
 async def list_sessions(ctx: Context) -> Annotated[CallToolResult, SessionList]:
     """List the sessions that there are: age, how long unused, memory, CPU time, and what each is running."""
-    sessions = services(ctx).registry.sessions
+    sessions = await services(ctx).registry.all()
     if not sessions:
         return text_result("There are no sessions.", SessionList(sessions=[]))
     infos: dict[str, SessionInfo] = {}

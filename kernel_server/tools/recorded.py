@@ -12,27 +12,14 @@ from kernel_server.tools.render import recorded_text
 from kernel_server.transcripts.journal import Journal
 
 
-def find_journal(registry: Registry, session_id: str) -> Journal:
-    """The journal of a session, by an id that a client sent; of one in which nothing has run, it has no cells.
-
-    Raises:
-        SessionError: the id is not one of a session, or of one that ended and left no journal.
-    """
-    journal = registry.journals.find(session_id)
-    if journal is None:
-        registry.get(session_id)
-        journal = registry.journals.journal(session_id)
-    return journal
-
-
 async def cell_text(registry: Registry, session_id: str, execution_count: int) -> str:
     """All text that a cell put out; of several cells with the same number the last one counts, 0 is the last of all.
 
     Raises:
         RequestError: no such cell has run.
-        SessionError: as find_journal.
+        SessionError: as `Registry.find_journal`.
     """
-    journal = find_journal(registry, session_id)
+    journal = await registry.find_journal(session_id)
     record = await anyio.to_thread.run_sync(_find, journal, execution_count)
     if record is None and not execution_count:
         raise RequestError(f"Nothing has run in session {session_id} so far.")

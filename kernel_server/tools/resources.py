@@ -23,7 +23,7 @@ from kernel_server.files.paths import check_parts
 from kernel_server.hosts.base import KernelHost
 from kernel_server.sessions.registry import Registry
 from kernel_server.text import cut_middle, human_size, one_line
-from kernel_server.tools.recorded import cell_text, find_journal
+from kernel_server.tools.recorded import cell_text
 from kernel_server.tools.services import Services, services
 from kernel_server.transcripts.notebook import make_notebook
 
@@ -42,7 +42,7 @@ async def notebook(session_id: str, ctx: Context) -> str:
     """All that ran in a session, as a Jupyter notebook. Also of a session that has ended, for a week."""
     registry = services(ctx).registry
     async with _used(registry, session_id):
-        journal = find_journal(registry, session_id)
+        journal = await registry.find_journal(session_id)
         python = registry.python
 
         def make() -> str:
@@ -87,7 +87,7 @@ async def file(session_id: str, path: str, ctx: Context) -> str | bytes:
         raise FileError(f"{path!r} must be relative to the workspace: leave out the folder in front.")
     relative = "/".join(check_parts(path, "path"))
     registry = services(ctx).registry
-    session = registry.get(session_id)
+    session = await registry.find(session_id)
     async with session.in_use():
         await _check_file(session.host, session_id, relative)
         async with session.host.take(session_id, relative, MAX_BYTES) as (staged, chunks):
@@ -114,7 +114,7 @@ async def _used(registry: Registry, session_id: str) -> AsyncIterator[None]:
     """Counts as use of the session, if it is still there: journals outlive sessions."""
     async with AsyncExitStack() as stack:
         with suppress(SessionError):
-            await stack.enter_async_context(registry.get(session_id).in_use())
+            await stack.enter_async_context((await registry.find(session_id)).in_use())
         yield
 
 

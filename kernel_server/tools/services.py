@@ -60,7 +60,7 @@ async def find_host(ctx: Context, session_id: str) -> tuple[KernelHost, Session 
     """
     registry = services(ctx).registry
     if session_id:
-        session = registry.get(session_id)
+        session = await registry.find(session_id)
         return session.host, session
     return await registry.host(reporting(ctx)), None
 

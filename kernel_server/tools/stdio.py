@@ -7,6 +7,9 @@ deciding anything; the first other request decides.
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -19,6 +22,7 @@ from mcp.shared.transport_context import TransportContext
 from mcp.types import JSONRPCRequest, JSONRPCResponse
 
 MODERN_VERSION = "2026-07-28"
+END_SECONDS = 1.8  # a client waits 2 s before it sends SIGTERM
 VERSION_KEY = "io.modelcontextprotocol/protocolVersion"  # SEP-2575: the version that each request names
 
 
@@ -44,14 +48,25 @@ class _DiscoverContext:
         raise RuntimeError("server/discover asks nothing")
 
 
-async def serve_stdio(server: Server[Any]) -> None:
-    """Serves until stdin ends."""
+async def serve_stdio(server: Server[Any], on_end: Callable[[], None]) -> None:
+    """Serves until stdin ends.
+
+    Args:
+        on_end: told when it has, before calls in flight are cancelled.
+    """
     async with stdio_server() as (from_client, to_client):
         forward, received = create_context_streams[SessionMessage | Exception](0)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_forward, server, from_client, to_client, forward)
+            tasks.start_soon(_forward, server, from_client, to_client, forward, on_end)
             await server.run(received, to_client, server.create_initialization_options())
             tasks.cancel_scope.cancel()
+
+
+def end_soon(code: int) -> None:
+    """Ends the process after END_SECONDS if it has not ended by then: an engine that does not answer must not keep it."""
+    timer = threading.Timer(END_SECONDS, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 async def _forward(
@@ -59,6 +74,7 @@ async def _forward(
     from_client: ContextReceiveStream[SessionMessage | Exception],
     to_client: ContextSendStream[SessionMessage],
     forward: ContextSendStream[SessionMessage | Exception],
+    on_end: Callable[[], None],
 ) -> None:
     answer = modern_on_request(server, {})
     decided = False
@@ -73,6 +89,8 @@ async def _forward(
                     continue
                 decided = True
             await forward.send(item)
+        end_soon(0)
+        on_end()
 
 
 def _is_discover(request: JSONRPCRequest) -> bool:

@@ -30,7 +30,7 @@ async def list_variables(
     why it takes so long. An expression gets 5 seconds, and should only read. Imported names are not listed.
     """
     check_encodable(peek, "peek")
-    session = services(ctx).registry.get(session_id)
+    session = await services(ctx).registry.find(session_id)
     look = await session.look(peek)
     text = cut_middle(
         _text(look) if peek or look.error else _table(look), services(ctx).output_bytes, "look at a part of it"

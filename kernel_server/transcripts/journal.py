@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kernel_server.errors import FileError
 from kernel_server.kernels.outputs import Display, Error, Output, Outputs, Stream
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 KEPT_SECONDS = 7 * 24 * 3600.0  # journals of ended sessions can be exported for so long
 RECORD_KEYS = {"source", "execution_count", "status", "generation", "begun", "ended", "notes", "outputs"}
+BLOCK_BYTES = 1 << 16
 MAX_FIRST_LINE = 1 << 20  # bytes of a journal that are read to show how it begins
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -36,6 +37,7 @@ class JournaledCell:
         status: as in the result: ok, error, interrupted, timeout, died.
         begun, ended: wall time, UTC.
         notes: what was said beside the outputs.
+        msg_id: of its `execute_request`.
     """
 
     source: str
@@ -46,16 +48,23 @@ class JournaledCell:
     begun: datetime
     ended: datetime
     notes: list[str] = field(default_factory=list)
+    msg_id: str = ""
 
 
 class Journal:
     """The journal file of one session; made with its first cell, 0600."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, written: set[Path] | None = None) -> None:
+        """Opens nothing yet.
+
+        Args:
+            written: takes the path of each journal that was written to.
+        """
         self.path = path
+        self._written = set() if written is None else written
 
     def append(self, cell: JournaledCell) -> None:
-        """Writes a cell; it survives the end of this process, in whatever way, though not a power cut.
+        """Writes a cell. It survives the end of this process, in whatever way; a power cut only after a `sync`.
 
         Raises:
             FileError: the disk is full or the folder is gone; the cells written before stay good.
@@ -68,6 +77,7 @@ class Journal:
             "begun": cell.begun.isoformat(),
             "ended": cell.ended.isoformat(),
             "notes": cell.notes,
+            "msg_id": cell.msg_id,
             "outputs": [notebook_output(output) for output in cell.outputs.items],
         }
         line = json.dumps(record).encode() + b"\n"  # ASCII: a lone surrogate stays an escape
@@ -78,11 +88,21 @@ class Journal:
                 _write_all(descriptor, line)
             finally:
                 os.close(descriptor)
+            self._written.add(self.path)
         except OSError as error:
             raise FileError(
                 f"The cell ran, but it could not be recorded in {self.path.parent}: {error.strerror}. "
                 "Free some disk space or set PY_EXEC_STATE_DIR."
             ) from error
+
+    def last_msg_id(self) -> str:
+        """That of the last cell; "" if there is none."""
+        try:
+            with open(self.path, "rb") as file:
+                record = _record_of(_last_line(file))
+        except OSError:
+            return ""
+        return str(record.get("msg_id", "")) if record else ""
 
     def cells(self) -> Iterator[dict[str, Any]]:
         """The recorded cells in order; a torn last line is passed over."""
@@ -95,6 +115,18 @@ class Journal:
                         logger.warning("%s: a torn line is passed over", self.path)
         except FileNotFoundError:
             return
+
+
+def _last_line(file: BinaryIO) -> bytes:
+    """The last line that is whole."""
+    end = file.seek(0, os.SEEK_END)
+    found = b""
+    while end and found.count(b"\n") < 2:
+        begin = max(0, end - BLOCK_BYTES)
+        file.seek(begin)
+        found = file.read(end - begin) + found
+        end = begin
+    return found[: found.rfind(b"\n")].rpartition(b"\n")[2]
 
 
 def _record_of(line: bytes) -> dict[str, Any] | None:
@@ -178,10 +210,29 @@ class JournalFolder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._written: set[Path] = set()
 
     def journal(self, session_id: str) -> Journal:
         """The journal of a session, also of one that has ended."""
-        return Journal(self._folder / f"{session_id}.jsonl")
+        return Journal(self._folder / f"{session_id}.jsonl", self._written)
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether nothing was written since the last `sync`."""
+        return not self._written
+
+    def sync(self) -> None:
+        """Has the disk keep what was written; blocks.
+
+        Raises:
+            OSError: it does not.
+        """
+        while self._written:
+            descriptor = os.open(self._written.pop(), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def find(self, session_id: str) -> Journal | None:
         """The journal of a session that has run something, by an id that a client sent."""

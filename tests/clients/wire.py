@@ -150,7 +150,7 @@ def server_environment(folder: Path, **more: str) -> dict[str, str]:
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("PY_EXEC_SESSION", "PY_EXEC_WAIT"))
     }
-    return {**inherited, "PY_EXEC_STATE_DIR": str(folder / "state"), **more}
+    return {**inherited, "PY_EXEC_STATE_DIR": str(folder / "state"), "PY_EXEC_ON_EXIT": "remove", **more}
 
 
 def containers(**labels: str) -> list[dict[str, Any]]:

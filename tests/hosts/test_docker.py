@@ -15,7 +15,7 @@ from kernel_server.hosts import docker as docker_module
 from kernel_server.hosts.controlled import ControlledHost
 from kernel_server.hosts.docker import docker_host
 from kernel_server.hosts.engine import Engine
-from kernel_server.hosts.rundir import run_folder
+from kernel_server.hosts.rundir import RunFolder, run_folder
 from kernel_server.hosts.uids import LARGE
 from kernel_server.kernels.connection import connect_kernel, zmq_context
 from kernel_server.kernels.outputs import Stream
@@ -41,11 +41,11 @@ async def printed(host: ControlledHost, session_id: str, code: str) -> str:
 
 
 @contextmanager
-def run_folder_of_another_user() -> Iterator[Path]:
-    with run_folder() as run_dir:
-        for folder in (run_dir, run_dir.parent):
-            os.chown(folder, OTHER_UID, OTHER_UID)
-        yield run_dir
+def run_folder_of_another_user() -> Iterator[RunFolder]:
+    with run_folder() as folder:
+        for path in (folder.path, folder.outer):
+            os.chown(path, OTHER_UID, OTHER_UID)
+        yield folder
 
 
 async def test_two_servers_have_uid_ranges_of_their_own() -> None:
@@ -65,7 +65,7 @@ async def test_all_in_the_run_folder_belongs_to_the_servers_user(monkeypatch: py
     monkeypatch.setattr(docker_module, "run_folder", run_folder_of_another_user)
     async with started() as host:
         assert await printed(host, "c" * 32, "print('hello')") == "hello\n"
-        found = list(host.run_dir.rglob("*"))
+        found = list(host.folder.path.rglob("*"))
         assert len([path for path in found if path.is_socket()]) == 5
         assert {path.lstat().st_uid for path in found} == {OTHER_UID}
 
@@ -88,7 +88,7 @@ async def test_a_session_starts_with_random_numbers_of_its_own() -> None:
 async def test_the_run_folder_is_gone_afterwards() -> None:
     """Nothing is left on the host."""
     async with started() as host:
-        outer = host.run_dir.parent
+        outer = host.folder.outer
         assert outer.is_dir()
     assert not Path(outer).exists()
 

@@ -65,6 +65,7 @@ def test_cell_is_read_back_as_it_was_written(tmp_path: Path) -> None:
             "begun": "2026-01-01T12:00:00+00:00",
             "ended": "2026-01-01T12:00:01.500000+00:00",
             "notes": ["a note"],
+            "msg_id": "",
             "outputs": [
                 {"output_type": "stream", "name": "stderr", "text": "warning\n"},
                 {

@@ -1,0 +1,1 @@
+"""What goes wrong around a server, and what then becomes of sessions."""

@@ -1,0 +1,91 @@
+"""Servers as processes of their own that leave their sessions to each other."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mcp.types import CallToolResult
+
+from tests.clients.wire import ROOT, WireServer, containers_of, wire_server
+from tests.driving import Reply, docker_client
+
+SERVER = [sys.executable, str(ROOT / "server.py"), "--PY_EXEC_PRELOAD", "none"]
+
+
+@dataclass(frozen=True)
+class Server:
+    """One of them, and what a client says to it."""
+
+    wire: WireServer
+
+    @property
+    def pid(self) -> int:
+        return self.wire.process.pid
+
+    async def call(self, tool: str, **arguments: Any) -> Reply:
+        return Reply(CallToolResult.model_validate(await self.wire.call(tool, **arguments)))
+
+    async def text(self, tool: str, **arguments: Any) -> str:
+        return (await self.call(tool, **arguments)).text
+
+    async def begin(self, code: str) -> str:
+        """A new session in which that has run."""
+        started = await self.wire.call("init")
+        assert not started.get("isError"), f"{started}\n{self.wire.stderr}"
+        session_id = str(started["_meta"]["kernel_server/session"]["session_id"])
+        await self.run(session_id, code)
+        return session_id
+
+    async def run(self, session_id: str, code: str) -> str:
+        """What a cell that must succeed puts out."""
+        reply = await self.call("run_code", code=code, session_id=session_id)
+        assert reply.status == "ok", reply.text
+        return reply.output.partition("\n[")[0]
+
+    async def send_cell(self, session_id: str, code: str) -> int:
+        """Sends a cell, and does not wait for it."""
+        arguments = {"code": code, "session_id": session_id}
+        return await self.wire.send("tools/call", {"name": "run_code", "arguments": arguments})
+
+    async def kill(self) -> None:
+        self.wire.process.kill()
+        await self.wire.wait()
+
+    async def end_of_stdin(self) -> None:
+        assert self.wire.process.stdin is not None
+        await self.wire.process.stdin.aclose()
+
+
+@dataclass
+class Servers:
+    """Starts servers with the same folders; what any of them leaves is removed at the end."""
+
+    folder: Path
+    stack: AsyncExitStack
+    pids: list[int] = field(default_factory=list)
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    async def start(self, *, elicitation: dict[str, Any] | None = None, **settings: str) -> Server:
+        """A server that has been initialized; the last of them is killed at the end."""
+        environment: dict[str, Any] = {"PY_EXEC_ON_EXIT": "keep", "PY_EXEC_POOL": "0", **settings}
+        logs = Path(tempfile.mkdtemp(prefix="log", dir=self.folder))
+        environment["PY_EXEC_STATE_DIR"] = str(self.state)
+        server = Server(await self.stack.enter_async_context(wire_server(SERVER, logs, cwd=self.folder, **environment)))
+        self.pids.append(server.pid)
+        capabilities: dict[str, Any] = {} if elicitation is None else {"elicitation": elicitation}
+        await server.wire.initialize(**capabilities)
+        return server
+
+    def remove_leftovers(self) -> None:
+        with docker_client() as client:
+            for container in [found for pid in self.pids for found in containers_of(pid)]:
+                with suppress(Exception):  # it is going by itself just now
+                    client.remove_container(container["Id"], force=True, v=True)
