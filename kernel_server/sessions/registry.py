@@ -18,7 +18,6 @@ from anyio.abc import TaskGroup
 from kernel_server.errors import (
     EngineError,
     KernelError,
-    KernelServerError,
     SessionClosed,
     SessionError,
     SessionExpired,
@@ -27,11 +26,12 @@ from kernel_server.errors import (
     SessionNotKept,
     SessionUnknown,
 )
-from kernel_server.hosts.base import Death, KeptHost, KernelHost, KernelHosts, SessionRecord
+from kernel_server.hosts.base import Death, KernelHost, KernelHosts, SessionRecord
 from kernel_server.kernels.connection import zmq_context
 from kernel_server.sessions.fleet import Fleet, OnWait
 from kernel_server.sessions.pool import Pool
 from kernel_server.sessions.session import Session
+from kernel_server.sessions.takeover import Takeover
 from kernel_server.tasks import running
 from kernel_server.transcripts.journal import Journal, JournalFolder
 
@@ -78,9 +78,8 @@ class Registry:
         self._context = context
         self._tasks = tasks
         self._hosts = hosts
-        self._taking = anyio.Lock()
-        self._complete = anyio.Event()  # set when all that earlier servers have left is there
         self._fleet = Fleet(hosts, limits.per_host, tasks, self._on_death, self._on_lost)
+        self._takeover = Takeover(hosts, self._fleet, self._go_on, self._give_up)
         self._sessions: dict[str, Session] = {}
         self._ended: OrderedDict[str, SessionError] = OrderedDict()
         self._opening = 0
@@ -96,49 +95,19 @@ class Registry:
         Raises:
             KernelServerError: it did not start; the next call tries again.
         """
-        await self._complete.wait()
+        await self._takeover.complete.wait()
         return await self._fleet.any(on_wait)
-
-    async def take_over(self) -> None:
-        """Goes on with what earlier servers with the same settings have left."""
-        try:
-            async with self._taking, anyio.create_task_group() as tasks:
-                for kept in self._hosts.kept():
-                    tasks.start_soon(self._take_over, kept)
-        finally:
-            self._complete.set()
-
-    async def _take_over(self, kept: KeptHost) -> None:
-        try:
-            host = await self._fleet.take_over(kept)
-            kernels = await host.kernels()
-        except KernelServerError as error:
-            logger.warning("%s could not be taken over: %s", kept.name, error)
-            for record in kept.sessions:
-                if not self._hosts.whereabouts(record.session_id):  # nor has another server been faster
-                    self._ended[record.session_id] = SessionNotKept(record.session_id, str(error))
-            return
-        self._fleet.enter(host)  # until all of its sessions have
-        for record in kept.sessions:
-            if record.session_id in kernels:
-                self._go_on(host, record, kernels.pop(record.session_id))
-            else:
-                why = "it is not in its container any more."
-                self._ended[record.session_id] = SessionNotKept(record.session_id, why)
-        for session_id in kernels:  # spare ones, or not quite begun
-            with suppress(KernelError, EngineError):
-                await host.clear(session_id)
-        await self._hold(host)
-        self._fleet.leave(host)
 
     def _go_on(self, host: KernelHost, record: SessionRecord, found: Death | int) -> None:
         session = Session(record.session_id, host, self._context, self.journals.journal(record.session_id))
         session.go_on(record, found)
-        self._fleet.enter(host)
         self._sessions[record.session_id] = session
         self.on_change()
         self._tasks.start_soon(self._run_session, session)
         logger.info("session %s goes on", record.session_id)
+
+    def _give_up(self, session_id: str, why: str) -> None:
+        self._ended[session_id] = SessionNotKept(session_id, why)
 
     async def _hold(self, host: KernelHost) -> None:
         """Has a host with sessions go on for a later server if this one is killed."""
@@ -165,7 +134,7 @@ class Registry:
 
     async def reset(self, on_wait: OnWait | None = None) -> int:
         """Ends every session and the container, and starts a fresh one; returns how many sessions it ended."""
-        await self._complete.wait()
+        await self._takeover.complete.wait()
         count = len(self._sessions)
         await self.shut_down("reset")
         await self._fleet.any(on_wait)
@@ -214,7 +183,7 @@ class Registry:
             SessionLimit: there are as many as allowed.
             KernelServerError: the container or the kernel did not start.
         """
-        await self._complete.wait()
+        await self._takeover.complete.wait()
         if len(self._sessions) + self._opening >= self.limits.maximum:
             idle = sorted(((s.idle_seconds, s.session_id) for s in self._sessions.values()), reverse=True)
             raise SessionLimit(self.limits.maximum, [(name, seconds) for seconds, name in idle if seconds > 0])
@@ -288,9 +257,9 @@ class Registry:
 
     async def find(self, session_id: str) -> Session:
         """The same once it is known what earlier servers have left, and what runs in the session."""
-        await self._complete.wait()
-        if session_id not in self._sessions and session_id not in self._ended and self._hosts.whereabouts(session_id):
-            await self.take_over()  # its server may have ended since this one has begun
+        await self._takeover.complete.wait()
+        if session_id not in self._sessions and session_id not in self._ended:
+            await self._takeover.look_for(session_id)
         session = self.get(session_id)
         await session.wait_resumed()
         return session
@@ -301,7 +270,7 @@ class Registry:
         Raises:
             SessionError: the id is not one of a session, or of one that ended and left no journal.
         """
-        await self._complete.wait()
+        await self._takeover.complete.wait()
         if session := self._sessions.get(session_id):
             await session.wait_resumed()
         journal = self.journals.find(session_id)
@@ -312,7 +281,7 @@ class Registry:
 
     async def all(self) -> list[Session]:
         """`sessions` once it is known what earlier servers have left."""
-        await self._complete.wait()
+        await self._takeover.complete.wait()
         return self.sessions
 
     @property
@@ -332,7 +301,7 @@ class Registry:
         Raises:
             SessionError: there is no such session.
         """
-        await self._complete.wait()
+        await self._takeover.complete.wait()
         await self._end(self.get(session_id), SessionClosed(session_id, "close_session"), clear=True)
 
     async def _end(self, session: Session, ending: SessionError, clear: bool) -> None:
@@ -351,6 +320,10 @@ class Registry:
     async def keep_spares(self) -> None:
         """Keeps spare sessions ready, for ever."""
         await self._pool.keep_filled()
+
+    async def take_over(self) -> None:
+        """Goes on with what earlier servers with the same settings have left."""
+        await self._takeover.run()
 
     async def sync_journals(self) -> None:
         """Has the disk keep what was journaled, every second; for ever."""

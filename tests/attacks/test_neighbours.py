@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
-from kernel_server.hosts import docker
+from kernel_server.hosts import containers, docker
 from kernel_server.hosts.base import HostSettings
 from kernel_server.hosts.engine import ContainerSpec
 from tests.driving import Handle, Kit, Reply, eventually, in_own_task, serving, stopwatch
@@ -60,7 +60,7 @@ class Pair:
 @pytest.fixture(scope="module")
 def folder(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """For folders of servers. Those that are named in WITHOUT configure their kernel host otherwise."""
-    made = docker._spec
+    made = containers.container_spec
 
     def spec(settings: HostSettings, *arguments: Any) -> ContainerSpec:
         usual = made(settings, *arguments)
@@ -69,7 +69,7 @@ def folder(docker_engine: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
         return replace(usual, environment={"KERNEL_HOST_CONFIG": json.dumps(config)})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(docker, "_spec", spec)
+        patch.setattr(docker, "container_spec", spec)
         yield tmp_path_factory.mktemp("neighbours")
 
 

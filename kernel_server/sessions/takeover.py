@@ -1,0 +1,73 @@
+"""What earlier servers with the same settings have left: found, and gone on with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
+import anyio
+
+from kernel_server.errors import EngineError, KernelError, KernelServerError
+from kernel_server.hosts.base import Death, KeptHost, KernelHost, KernelHosts, SessionRecord
+from kernel_server.sessions.fleet import Fleet
+
+logger = logging.getLogger(__name__)
+
+GoOn = Callable[[KernelHost, SessionRecord, "Death | int"], None]
+"""Takes a session that is there, and what became of its kernel: how it ended, or its process id."""
+GiveUp = Callable[[str, str], None]
+"""Takes the id of a session that is lost, and why, as a sentence."""
+
+
+class Takeover:
+    """Brings the hosts of earlier servers into the fleet.
+
+    Attributes:
+        complete: set when what there was at the start has been looked through.
+    """
+
+    def __init__(self, hosts: KernelHosts, fleet: Fleet, go_on: GoOn, give_up: GiveUp) -> None:
+        self.complete = anyio.Event()
+        self._hosts = hosts
+        self._fleet = fleet
+        self._go_on = go_on
+        self._give_up = give_up
+        self._one_at_a_time = anyio.Lock()
+
+    async def run(self) -> None:
+        """Goes on with all that has been left by now."""
+        try:
+            async with self._one_at_a_time, anyio.create_task_group() as tasks:
+                for kept in self._hosts.kept():
+                    tasks.start_soon(self._take_over, kept)
+        finally:
+            self.complete.set()
+
+    async def look_for(self, session_id: str) -> None:
+        """The same where a session of that id is somewhere: its server may have ended since this one has begun."""
+        if self._hosts.whereabouts(session_id):
+            await self.run()
+
+    async def _take_over(self, kept: KeptHost) -> None:
+        try:
+            host = await self._fleet.take_over(kept)
+            kernels = await host.kernels()
+        except KernelServerError as error:
+            logger.warning("%s could not be taken over: %s", kept.name, error)
+            for record in kept.sessions:
+                if not self._hosts.whereabouts(record.session_id):  # nor has another server been faster
+                    self._give_up(record.session_id, str(error))
+            return
+        self._fleet.enter(host)  # until all of its sessions have
+        for record in kept.sessions:
+            if record.session_id in kernels:
+                self._fleet.enter(host)
+                self._go_on(host, record, kernels.pop(record.session_id))
+            else:
+                self._give_up(record.session_id, "it is not in its container any more.")
+        with suppress(KernelError, EngineError):
+            for session_id in kernels:  # spare ones, or not quite begun
+                await host.clear(session_id)
+            await host.hold(sessions=bool(kept.sessions))
+        self._fleet.leave(host)
