@@ -54,10 +54,7 @@ def preload(names: list[str]) -> list[str]:
         if name.partition(".")[0] in sys.modules:
             _imported(name)
     _choose_display_options()
-    _warm_up()
-    for name in NOT_BEFORE_FORK:
-        for loaded_name in [module for module in sys.modules if module.partition(".")[0] == name]:
-            del sys.modules[loaded_name]
+    _forget_early()
     return loaded
 
 
@@ -94,8 +91,9 @@ def _import_kernel() -> None:
     import ipykernel.zmqshell  # noqa: F401
 
     del sys.modules["debugpy"]
-    from . import kernel  # noqa: F401
+    from . import kernel
 
+    kernel.make_app()
     _imported("stack_data")  # IPython does so with its first traceback
 
 
@@ -111,7 +109,13 @@ def _choose_display_options() -> None:
         print(f"kernel_host: could not choose how values are shown: {error!r}", file=sys.stderr)
 
 
-def _warm_up() -> None:
+def _forget_early() -> None:
+    for name in NOT_BEFORE_FORK:
+        for loaded_name in [module for module in sys.modules if module.partition(".")[0] == name]:
+            del sys.modules[loaded_name]
+
+
+def warm_up() -> None:
     """Shows a DataFrame and draws a figure, so that what these keep after their first use is shared as well.
 
     The same for a traceback: Python looks up the files of all modules once, which is most of the time of a first error.
@@ -131,6 +135,7 @@ def _warm_up() -> None:
             canvas.print_png(io.BytesIO())
     except Exception as error:  # as in `_imported`
         print(f"kernel_host: could not warm up: {error!r}", file=sys.stderr)
+    _forget_early()
 
 
 def _imported(name: str) -> bool:

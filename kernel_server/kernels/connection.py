@@ -269,16 +269,17 @@ class KernelConnection:
                 await anyio.sleep(QUIET_SECONDS)
 
     async def wait_ready(self) -> None:
-        """Ready means: the kernel has answered, and our subscription is in place.
+        """Ready means that our subscription is in place: requests wait in the sockets until the kernel serves them.
 
-        What shows the latter is any message on IOPub: `iopub_welcome` (JEP 65), or the status of a probe. ipykernel
-        can miss the moment for the former, when it is sending just then, so a probe follows until something comes.
+        What shows it is any message on IOPub: `iopub_welcome` (JEP 65), or the status of a probe. ipykernel can miss the
+        moment for the former, when it is sending just then, so probes follow until something comes.
         """
-        while True:
+        with anyio.move_on_after(PROBE_INTERVAL_SECONDS):
+            await self._subscribed.wait()
+        while not self._subscribed.is_set():
             await self.probe()
             with anyio.move_on_after(PROBE_INTERVAL_SECONDS):
                 await self._subscribed.wait()
-                return
 
     async def catch_up(self) -> None:
         """Ready, for a kernel that served another server before, and may be busy: `last_cell` is known as well."""

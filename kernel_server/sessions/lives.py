@@ -138,6 +138,8 @@ class Lives:
                 self._context, launched.connection, self.late, life.dead, self._identity, resume=resume
             ) as kernel:
                 life.kernel = kernel
+                if self._warm and life.generation == 1:
+                    await kernel.probe()
                 if self._last_death is not None and self._last_death.pid == life.pid:
                     life.dead.set()
                 life.ready.set()

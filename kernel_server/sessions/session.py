@@ -37,6 +37,7 @@ UNREACHABLE = (
     "interrupt to stop it."
 )
 DECLINED = "The person who was asked did not answer, so input() raised EOFError."
+WRITE_SECONDS = 1.0  # so exact is the TTL over the end of a server
 HIDDEN = "········"  # as Jupyter shows an answer to getpass()
 NEVER_STARTED = "It was stopped before its turn came; nothing of it ran."
 
@@ -74,7 +75,8 @@ class Session:
         self._users = 0
         self._lives = Lives(session_id, host, context, warm=warm)
         self._runner = Runner(session_id, host, self._lives)
-        self._remembered = 0  # the generation that was written down last
+        self._remembered = 0  # the generation that was written down last, and when that was
+        self._written = 0.0
         self._resumed = anyio.Event()
         self._resumed.set()
         self._ending: SessionError | None = None
@@ -118,7 +120,7 @@ class Session:
         life = self._lives.present
         if not self._remembered or life.launched is None:
             return
-        self._remembered = life.generation
+        self._remembered, self._written = life.generation, time.monotonic()
         loss = self._lives.loss.text if self._lives.loss else ""
         record = SessionRecord(
             self.session_id, life.launched, life.generation, self.begun, self.last_used, self._submitted, loss
@@ -183,7 +185,8 @@ class Session:
         finally:
             self._users -= 1
             self.last_used = time.monotonic()
-            self._remember()
+            if self.last_used - self._written > WRITE_SECONDS:
+                self._remember()
 
     async def wait_spawned(self) -> None:
         """Waits until its first kernel's process is there.
