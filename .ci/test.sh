@@ -1,6 +1,6 @@
 #!/bin/sh
-# The tests that need the engine with .venv; then all others with the oldest and the newest supported Python, side by side,
-# where this machine has them, else with .venv. The closing line of each run is repeated at the end, that of .venv last.
+# The tests that need the engine with .venv; beside them, since most of them wait, all others with the oldest and then the newest
+# supported Python, where this machine has them, else with .venv. The closing line of each run is repeated at the end, that of .venv last.
 # Arguments go to pytest; with some, .venv runs what they select.
 set -u
 
@@ -51,15 +51,13 @@ if [ $# = 0 ]; then
     fi
 fi
 
+for version in $others; do
+    echo "    python $version: the tests that need no engine, beside those that do"
+    run "$version" ".venv-$version/bin/python" -m pytest -m "not docker"
+done &
 run "$main" .venv/bin/python -m pytest "$@" &
 whole=$!
 tail --pid="$whole" -n +1 -F "build/log/pytest-$main.log" 2>/dev/null
-wait "$whole"
-
-for version in $others; do
-    echo "    python $version: the tests that need no engine"
-    run "$version" ".venv-$version/bin/python" -m pytest -m "not docker" &
-done
 wait
 for version in $others; do
     finished "$version"

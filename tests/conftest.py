@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from tests.driving import Handle, Kit, in_own_task, serving
 
 def pytest_configure(config: pytest.Config) -> None:
     """docker-py leaves the socket of a failed connection to the garbage collector, which may run in any later test."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what it runs in the background so
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for family in ("1, type=1", "AddressFamily.AF_UNIX, type=SocketKind.SOCK_STREAM"):
         config.addinivalue_line("filterwarnings", rf"ignore:unclosed <socket.socket fd=\d+, family={family}, proto=0>")
 
