@@ -67,6 +67,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         settings.pool,
         host_settings(settings).per_host,
         keep=settings.on_exit == "keep",
+        notebook_ttl=settings.notebook_ttl,
     )
     # Announced first, and so withdrawn last: sessions still end in between.
     with announced(settings.state_dir / "servers", settings.engine) as announce:

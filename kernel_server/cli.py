@@ -19,7 +19,7 @@ COMMANDS = {
     "dev": "open the MCP Inspector on this server, with these settings",
     "build": "build the image now, so that the first session need not wait for it",
     "doctor": "look at engine, image, versions, folders and disk, and say how to mend what is wrong; starts nothing",
-    "sessions": "list the sessions of all servers of this user, and those that ended in the last week",
+    "sessions": "list the sessions of all servers of this user, and those that have ended, while they can be exported",
     "clean": "remove what servers left behind that are gone, after showing it",
 }
 # Named by its major version: with an older Node.js, npx would silently take the old Inspector 0.15.

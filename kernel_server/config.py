@@ -181,6 +181,13 @@ class Settings(BaseSettings):
         "Where the server keeps what ran in each session, for `export_notebook`, and its locks.",
         "a folder",
     )
+    notebook_ttl: float = _setting(
+        "PY_EXEC_NOTEBOOK_TTL",
+        7 * 24 * 3600.0,
+        "Seconds for which what ran in a session can be exported after its last cell, also when it has ended.",
+        "seconds above 0",
+        gt=0,
+    )
     ca_bundle: Annotated[Folder, AfterValidator(_existing_file)] | None = _setting(
         "PY_EXEC_CA_BUNDLE",
         None,
@@ -212,7 +219,7 @@ class Settings(BaseSettings):
     def instance(self) -> str:
         """What tells servers with other containers or folders apart: only those with the same go on with each other's sessions."""
         same = self.model_dump(
-            mode="json", exclude={"session_ttl", "pool", "timeout", "wait", "output_bytes", "log_level"}
+            mode="json", exclude={"session_ttl", "notebook_ttl", "pool", "timeout", "wait", "output_bytes", "log_level"}
         )
         folders = [str(self.input_folder), str(self.output_folder), str(self.state_dir.absolute()), str(self.ca_file)]
         return hashlib.sha256(json.dumps([same, folders], sort_keys=True).encode()).hexdigest()

@@ -36,7 +36,7 @@ def _lines(settings: Settings) -> Iterator[str]:
         for record in read_sessions(folder):
             yield f"  {_session_line(record.session_id, journals.pop(record.session_id, None))}"
     if journals:
-        yield "Sessions that have ended, whose notebook every server with this folder exports for a week (export_notebook):"
+        yield "Sessions that have ended, whose notebook every server with this folder still exports (export_notebook):"
         yield from (f"  {_session_line(session_id, info)}" for session_id, info in journals.items())
     else:
         yield "Of sessions that have ended, nothing is kept."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections import OrderedDict
@@ -40,13 +41,14 @@ logger = logging.getLogger(__name__)
 MAX_ENDED = 10_000  # ids of ended sessions that get a precise error
 EXPIRY_CHECK_SECONDS = 5.0
 SYNC_SECONDS = 1.0
+SWEEP_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
 class Limits:
     """TTL in seconds, how many sessions there may be, spare ones, and how many in one kernel host (0: all).
 
-    With `keep`, sessions are left to a later server.
+    With `keep`, sessions are left to a later server. `notebook_ttl` is how long journals are kept, in seconds.
     """
 
     ttl: float
@@ -54,6 +56,7 @@ class Limits:
     spare: int = 0
     per_host: int = 0
     keep: bool = False
+    notebook_ttl: float = math.inf
 
 
 class Registry:
@@ -335,6 +338,13 @@ class Registry:
                 except OSError as error:
                     logger.warning("a journal may not survive a power cut: %s", error)
 
+    async def sweep_journals(self) -> None:
+        """Removes old journals, every hour; for ever. That of a session that there is stays."""
+        while True:
+            with suppress(OSError):
+                await anyio.to_thread.run_sync(self.journals.sweep, max(self.limits.notebook_ttl, self.limits.ttl))
+            await anyio.sleep(SWEEP_SECONDS)
+
     async def expire_idle_sessions(self) -> None:
         """Ends sessions that nobody has used for the TTL, for ever."""
         while True:
@@ -348,13 +358,12 @@ class Registry:
 @asynccontextmanager
 async def open_registry(hosts: KernelHosts, limits: Limits, journals: JournalFolder) -> AsyncIterator[Registry]:
     """A registry whose sessions and container end with the block."""
-    with suppress(OSError):
-        journals.sweep()
     with zmq_context() as context:
         async with running() as tasks:
             registry = Registry(hosts, limits, journals, context, tasks)
             tasks.start_soon(registry.expire_idle_sessions)
             tasks.start_soon(registry.sync_journals)
+            tasks.start_soon(registry.sweep_journals)
             tasks.start_soon(registry.keep_spares)
             tasks.start_soon(registry.take_over)
             try:

@@ -39,7 +39,7 @@ MAX_DIGITS = 16  # of an execution_count, which is below 2**53
 
 
 async def notebook(session_id: str, ctx: Context) -> str:
-    """All that ran in a session, as a Jupyter notebook. Also of a session that has ended, for a week."""
+    """All that ran in a session, as a Jupyter notebook. Also of a session that has ended, for a week or so."""
     registry = services(ctx).registry
     async with _used(registry, session_id):
         journal = await registry.find_journal(session_id)
@@ -66,7 +66,7 @@ def _check_notebook_size(size: int) -> None:
 async def output(session_id: str, execution_count: str, ctx: Context) -> str:
     """All text that a cell put out: outputs/3 is that of In[3], outputs/0 that of the last cell.
 
-    Of more than 1 MB, head and tail; read_output pages through all of it. Also of a session that has ended, for a week.
+    Of more than 1 MB, head and tail; read_output pages through all of it. Also of a session that has ended, for a week or so.
     """
     if not (execution_count.isascii() and execution_count.isdigit() and len(execution_count) <= MAX_DIGITS):
         raise RequestError(f"{execution_count[:40]!r} is no number of a cell: use 3 for In[3], 0 for the last cell.")

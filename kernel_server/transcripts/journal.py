@@ -21,7 +21,6 @@ from kernel_server.kernels.outputs import Display, Error, Output, Outputs, Strea
 
 logger = logging.getLogger(__name__)
 
-KEPT_SECONDS = 7 * 24 * 3600.0  # journals of ended sessions can be exported for so long
 RECORD_KEYS = {"source", "execution_count", "status", "generation", "begun", "ended", "notes", "outputs"}
 BLOCK_BYTES = 1 << 16
 MAX_FIRST_LINE = 1 << 20  # bytes of a journal that are read to show how it begins
@@ -251,11 +250,11 @@ class JournalFolder:
                 logger.debug("could not read %s: %s", path, error)
         return sorted(found, key=lambda info: info.modified, reverse=True)
 
-    def sweep(self) -> None:
-        """Removes journals that have not been written to for KEPT_SECONDS."""
+    def sweep(self, seconds: float) -> None:
+        """Removes journals that have not been written to for so long."""
         for path in self._folder.glob("*.jsonl"):
             try:
-                if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+                if time.time() - path.stat().st_mtime > seconds:
                     path.unlink()
             except OSError as error:
                 logger.debug("could not remove %s: %s", path, error)

@@ -89,3 +89,6 @@ class Servers:
             for container in [found for pid in self.pids for found in containers_of(pid)]:
                 with suppress(Exception):  # it is going by itself just now
                     client.remove_container(container["Id"], force=True, v=True)
+            for path in (self.state / "volumes").glob("*"):
+                with suppress(Exception):  # it was not made yet, or is gone
+                    client.remove_volume(path.name, force=True)
