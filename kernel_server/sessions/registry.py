@@ -137,7 +137,10 @@ class Registry:
 
     async def reset(self, on_wait: OnWait | None = None) -> int:
         """Ends every session and the container, and starts a fresh one; returns how many sessions it ended."""
-        await self._takeover.complete.wait()
+        sessions = await self.all()
+        async with anyio.create_task_group() as tasks:  # what has finished while no server was there is recorded first
+            for session in sessions:
+                tasks.start_soon(session.wait_resumed)
         count = len(self._sessions)
         await self.shut_down("reset")
         await self._fleet.any(on_wait)
@@ -304,8 +307,8 @@ class Registry:
         Raises:
             SessionError: there is no such session.
         """
-        await self._takeover.complete.wait()
-        await self._end(self.get(session_id), SessionClosed(session_id, "close_session"), clear=True)
+        session = await self.find(session_id)
+        await self._end(session, SessionClosed(session_id, "close_session"), clear=True)
 
     async def _end(self, session: Session, ending: SessionError, clear: bool) -> None:
         with anyio.CancelScope(shield=True):
