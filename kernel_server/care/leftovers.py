@@ -6,9 +6,7 @@ in the folders that are seen from here: it is shown, and left alone.
 
 from __future__ import annotations
 
-import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +15,9 @@ from pathlib import Path
 from kernel_server.hosts import volumes
 from kernel_server.hosts.engine import ContainerInfo, Engine
 from kernel_server.hosts.images import old_layers
-from kernel_server.hosts.rundir import PREFIX, abandoned, is_kept, parent_folders
+from kernel_server.hosts.orphans import RUN_DIR_LABEL, folder_of, is_gone
+from kernel_server.hosts.rundir import abandoned, is_kept, parent_folders
 from kernel_server.locks import claimed
-
-RUN_DIR_LABEL = "kernel_server.run_dir"
-STOPPED = {"created", "exited", "dead"}
-START_SECONDS = 60.0  # a container that has not begun to run by then, never will
 
 
 @dataclass(frozen=True)
@@ -78,33 +73,13 @@ def _containers(engine: Engine, containers: list[ContainerInfo]) -> Iterator[Lef
         if RUN_DIR_LABEL not in container.labels:
             continue
         remove = partial(engine.remove_container, container.id)
-        gone = _is_gone(container)
-        if gone and _is_kept(_folder_of(container)):
+        gone = is_gone(container)
+        if gone and _is_kept(folder_of(container)):
             yield Leftover("kept container", container.name, remove, kept=True)
         elif gone:
             yield Leftover("container", container.name, remove)
         elif gone is None:
             yield Stranger(container.name, f"docker rm -f {container.name}")
-
-
-def _is_gone(container: ContainerInfo) -> bool | None:
-    """Whether the server of a container of this user is gone; None where that cannot be told."""
-    folder = _folder_of(container)
-    try:
-        if not folder.name.startswith(PREFIX) or folder.stat().st_uid != os.getuid():
-            return False
-        with claimed(folder / "lock"):
-            return True
-    except FileNotFoundError:
-        # Its server has removed the folder, or has another /tmp than we; no container runs without, or for long.
-        never_started = container.state in STOPPED and time.time() - container.created > START_SECONDS
-        return True if never_started else None
-    except OSError:  # held, or another user's
-        return False
-
-
-def _folder_of(container: ContainerInfo) -> Path:
-    return Path(container.labels[RUN_DIR_LABEL]).parent
 
 
 def _is_kept(folder: Path) -> bool:

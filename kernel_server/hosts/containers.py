@@ -11,6 +11,7 @@ from typing import Any
 from kernel_server.hosts.base import HostDescription, HostSettings
 from kernel_server.hosts.controlled import LEASE_SECONDS
 from kernel_server.hosts.engine import ContainerSpec
+from kernel_server.hosts.orphans import RUN_DIR_LABEL
 from kernel_server.text import human_size
 
 RUN_DIR = "/run/kernel_server"
@@ -73,7 +74,7 @@ def container_spec(
         image=image,
         command=(PYTHON, "-s", KERNEL_HOST),
         environment={"KERNEL_HOST_CONFIG": json.dumps(config)},
-        labels={"kernel_server.run_dir": str(place.run_dir), "kernel_server.server_pid": str(os.getpid())},
+        labels={RUN_DIR_LABEL: str(place.run_dir), "kernel_server.server_pid": str(os.getpid())},
         capabilities=CAPABILITIES,
         binds={str(place.run_dir): RUN_DIR},
         volumes={WORKSPACE_DIR: "", **({SHARED_DIR: place.volume} if place.volume else {})},

@@ -23,6 +23,7 @@ from kernel_server.hosts.control import connect_control
 from kernel_server.hosts.controlled import ControlledHost, Owner, find_session, read_sessions
 from kernel_server.hosts.engine import Engine, NameTaken
 from kernel_server.hosts.images import ImageRequest, ensure_kernel_image
+from kernel_server.hosts.orphans import remove_stopped
 from kernel_server.hosts.rundir import (
     HOST_RECORD,
     RunFolder,
@@ -214,6 +215,7 @@ async def docker_host(
         if shared is not None:
             await _in_thread(partial(shared.open, engine))
         report("Starting the container")
+        await _in_thread(partial(remove_stopped, engine))
         with run_folder() as folder:
             owner = Owner.new()
             place = Place(folder.path, host_uid, shared.name if shared else "", owner.digest)

@@ -187,6 +187,10 @@ def abandoned(parent: Path) -> Iterator[Path]:
     """Run folders whose server is gone, and that are not kept for another; each is claimed until the next is asked for."""
     for folder in run_folders(parent):
         with suppress(OSError):
-            if time.time() - folder.stat().st_mtime > SETTLED_SECONDS and not is_kept(folder):
+            if time.time() - folder.stat().st_mtime <= SETTLED_SECONDS:
+                continue
+            # Who was killed while it made the folder, or removed it, has left no lock.
+            (folder / "lock").touch(mode=0o600)
+            if not is_kept(folder):
                 with claimed(folder / "lock"):
                     yield folder

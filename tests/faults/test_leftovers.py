@@ -1,0 +1,81 @@
+"""What a server leaves that is killed between two steps, the next one removes (issue 5: 0 containers, folders)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernel_server.hosts.engine import Engine
+from kernel_server.hosts.orphans import RUN_DIR_LABEL, remove_stopped
+from kernel_server.hosts.rundir import HOST_RECORD, abandoned, run_folder
+from kernel_server.locks import claimed
+from tests.driving import docker_client
+
+
+@pytest.fixture
+def parent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for run folders; its path is short, for the sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
+
+
+@pytest.fixture
+def engine(docker_engine: None) -> Iterator[Engine]:
+    connected = Engine.connect()
+    yield connected
+    connected.close()
+
+
+def make_folder(parent: Path, name: str, *files: str) -> Path:
+    """A run folder as it looks some time after its server has been killed."""
+    folder = parent / f"ks-{name}"
+    folder.mkdir()
+    for file in files:
+        (folder / file).touch()
+    os.utime(folder, (0, 0))
+    return folder
+
+
+@pytest.mark.parametrize("files", [(), ("lock",), (HOST_RECORD,)], ids=["being made", "with a lock", "being removed"])
+def test_run_folder_of_a_killed_server_goes_with_the_next_one(parent: Path, files: tuple[str, ...]) -> None:
+    """Ours: in whatever state it was left, with or without its lock."""
+    left = make_folder(parent, "aaaaaaaa", *files)
+    with run_folder():
+        assert not left.exists()
+
+
+def test_run_folder_that_is_being_made_is_left_alone(parent: Path) -> None:
+    """Ours: its server has not locked it yet. The other way round, the one above goes."""
+    young = make_folder(parent, "aaaaaaaa")
+    os.utime(young)
+    assert list(abandoned(parent)) == []
+
+
+@pytest.mark.docker
+def test_container_that_was_made_and_never_started_goes_with_the_next_one(parent: Path, engine: Engine) -> None:
+    """Issue 5: its server was killed in between, and nothing in it can end it. One whose server lives stays."""
+    with docker_client() as client, ExitStack() as stack:
+        made = [make_container(client, make_folder(parent, name, "lock"), stack) for name in ("aaaaaaaa", "bbbbbbbb")]
+        with claimed(parent / "ks-aaaaaaaa" / "lock"):
+            remove_stopped(engine)
+            left = {found["Id"] for found in client.containers(all=True)}
+    assert [container in left for container in made] == [True, False]
+
+
+def make_container(client: Any, outer: Path, stack: ExitStack) -> str:
+    image = client.images()[0]["Id"]
+    made = str(client.create_container(image, "true", labels={RUN_DIR_LABEL: f"{outer}/k"})["Id"])
+
+    def remove() -> None:
+        if made in {found["Id"] for found in client.containers(all=True)}:
+            client.remove_container(made, force=True)
+
+    stack.callback(remove)
+    return made
