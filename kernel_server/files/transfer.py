@@ -6,13 +6,15 @@ Tars are never unpacked by tarfile: each member is checked and written by hand b
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
 import stat
 import tarfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from kernel_server.errors import FileError
@@ -21,6 +23,7 @@ from kernel_server.streams import IteratorReader
 
 CHUNK_BYTES = 1 << 20
 TEMPORARY_PREFIX = ".kernel-server-"
+SETTLED_SECONDS = 10.0  # a younger folder may be one that its server has not locked yet
 
 
 @dataclass
@@ -143,17 +146,19 @@ def receive(chunks: Iterator[bytes], folder: int, path: str, *, name: str, files
     """
     temporary = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
     try:
+        _remove_unfinished(folder)
         os.mkdir(temporary, 0o700, dir_fd=folder)
         try:
             staging = open_beneath(folder, temporary, os.O_DIRECTORY | os.O_RDONLY)
             try:
+                with suppress(OSError):  # not every file system has locks
+                    fcntl.flock(staging, fcntl.LOCK_EX)
                 _unpack(chunks, staging, files, size)
                 return _place(staging, folder, path, name)
             finally:
                 os.close(staging)
         finally:
-            # rmtree takes a dir_fd only since Python 3.11.
-            shutil.rmtree(f"/proc/self/fd/{folder}/{temporary}", ignore_errors=True)
+            _remove(folder, temporary)
     except tarfile.TarError as error:
         raise FileError(
             "The copy broke off on its way out of the container. Nothing was written; try again."
@@ -169,6 +174,26 @@ def receive(chunks: Iterator[bytes], folder: int, path: str, *, name: str, files
             errno.ENAMETOOLONG: "the name is too long for the host's file system",
         }
         raise FileError(f"{path}: {reasons.get(error.errno or 0, error.strerror)}. Nothing was written.") from error
+
+
+def _remove(folder: int, name: str) -> None:
+    # rmtree takes a dir_fd only since Python 3.11.
+    shutil.rmtree(f"/proc/self/fd/{folder}/{name}", ignore_errors=True)
+
+
+def _remove_unfinished(folder: int) -> None:
+    """Removes what copies have left whose server was killed: these are not locked any more."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(TEMPORARY_PREFIX)]
+    for name in names:
+        with suppress(OSError):
+            descriptor = open_beneath(folder, name, os.O_DIRECTORY | os.O_RDONLY)
+            try:
+                if time.time() - os.fstat(descriptor).st_mtime > SETTLED_SECONDS:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(folder, name)
+            finally:
+                os.close(descriptor)
 
 
 def _unpack(chunks: Iterator[bytes], staging: int, files: int, size: int) -> None:

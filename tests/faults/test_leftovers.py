@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kernel_server.files.transfer import TEMPORARY_PREFIX, write_text
 from kernel_server.hosts.engine import Engine
 from kernel_server.hosts.orphans import RUN_DIR_LABEL, remove_stopped
 from kernel_server.hosts.rundir import HOST_RECORD, abandoned, run_folder
@@ -79,3 +81,20 @@ def make_container(client: Any, outer: Path, stack: ExitStack) -> str:
 
     stack.callback(remove)
     return made
+
+
+def test_unfinished_copy_of_a_killed_server_goes_with_the_next_copy(tmp_path: Path) -> None:
+    """Ours: WORKDIR_OUT belongs to the user. A copy that another server is making stays."""
+    left, other = (tmp_path / f"{TEMPORARY_PREFIX}{name}" for name in ("left", "other"))
+    for path in (left, other):
+        path.mkdir()
+        (path / "item").write_text("half")
+        os.utime(path, (0, 0))
+    folder, copying = os.open(tmp_path, os.O_DIRECTORY), os.open(other, os.O_DIRECTORY)
+    try:
+        fcntl.flock(copying, fcntl.LOCK_EX)
+        write_text(folder, "a.txt", "whole", "a.txt")
+    finally:
+        os.close(copying)
+        os.close(folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "a.txt"]
