@@ -36,13 +36,24 @@ class Connections:
     """
 
     def __init__(
-        self, loop: Loop, owner: str, hello: dict[str, Any], handle: Callable[[dict[str, Any], Reply], None]
+        self,
+        loop: Loop,
+        owner: str,
+        hello: dict[str, Any],
+        handle: Callable[[dict[str, Any], Reply], None],
+        on_owner: Callable[[], None],
     ) -> None:
+        """Has no connection yet.
+
+        Args:
+            on_owner: told when a server has shown the token.
+        """
         self.unheld_since: float | None = time.monotonic()
         self._loop = loop
         self._owner = owner
         self._hello = hello
         self._handle = handle
+        self._on_owner = on_owner
         self._clients: list[Client] = []
 
     def listen(self, listener: socket.socket) -> None:
@@ -98,6 +109,7 @@ class Connections:
         if request.get("op") != "authenticate" or not hmac.compare_digest(shown, self._owner):
             raise ValueError("this is not the owner")
         client.known, self.unheld_since = True, None
+        self._on_owner()
         return {}
 
     def _drop(self, client: Client) -> None:

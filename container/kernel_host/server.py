@@ -39,10 +39,12 @@ class Server:
         self._leisure = Leisure(_improvements())
         self._loop = Loop()
         self._sessions = Sessions(config)
-        self._connections = Connections(self._loop, config.owner, _hello(config, preloaded), self._handle)
+        transfers = FileRequests(config, self._sessions, self._loop)
+        self._connections = Connections(
+            self._loop, config.owner, _hello(config, preloaded), self._handle, transfers.unstage_all
+        )
         self._kernels = KernelRequests(config, self._sessions, self._loop, self._connections.broadcast)
         self._supervisor = Supervisor(config, self._sessions, self._loop, self._kernels.stop)
-        transfers = FileRequests(config, self._sessions, self._loop)
         self._operations: dict[str, Callable[[dict[str, Any], Reply], None]] = {
             "spawn": self._spawn,
             "signal": self._kernels.signal,

@@ -22,12 +22,14 @@ class FileRequests:
         self._config = config
         self._sessions = sessions
         self._loop = loop
+        self._staged: dict[str, dict[str, Any]] = {}  # requests for staging folders that are there, by path
 
     def stage(self, request: dict[str, Any], reply: Reply) -> None:
         """Makes a fresh staging folder; `session_id` "" stands for the shared folder, which belongs to us."""
         owner = self._sessions.find(request).uid if request["session_id"] else None
         folder = self._staging(request)
         os.mkdir(folder, 0o700)
+        self._staged[folder] = request
         if owner is not None:
             os.chown(folder, owner, owner)
         reply({"result": {"path": folder, "uid": owner if owner is not None else os.getuid()}})
@@ -41,6 +43,7 @@ class FileRequests:
 
     def unstage(self, request: dict[str, Any], reply: Reply) -> None:
         """Removes a staging folder with all that is in it."""
+        self._staged.pop(self._staging(request), None)
         staging, owner = self._open_staging(request)
 
         def remove() -> dict[str, Any]:
@@ -55,6 +58,12 @@ class FileRequests:
 
         self._loop.help(owner, remove, finish, keep=(staging,))
         os.close(staging)
+
+    def unstage_all(self) -> None:
+        """Removes what transfers have left whose server was killed."""
+        for request in list(self._staged.values()):
+            with suppress(OSError):
+                self.unstage(request, lambda _message: None)
 
     def _open_staging(self, request: dict[str, Any]) -> tuple[int, int | None]:
         """Opens a staging folder for a helper with its owner's UID (None: ours)."""

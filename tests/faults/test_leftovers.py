@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,14 +11,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from kernel_server.files.transfer import TEMPORARY_PREFIX, write_text
+from kernel_server.hosts.control import connect_control
 from kernel_server.hosts.engine import Engine
 from kernel_server.hosts.orphans import RUN_DIR_LABEL, remove_stopped
 from kernel_server.hosts.rundir import HOST_RECORD, abandoned, run_folder
 from kernel_server.locks import claimed
-from tests.driving import docker_client
+from tests.clients.wire import containers_of
+from tests.driving import docker_client, eventually
+from tests.faults.servers import Servers
 
 
 @pytest.fixture
@@ -98,3 +103,27 @@ def test_unfinished_copy_of_a_killed_server_goes_with_the_next_copy(tmp_path: Pa
         os.close(copying)
         os.close(folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "a.txt"]
+
+
+@pytest.mark.anyio
+@pytest.mark.docker
+async def test_copy_on_its_way_in_goes_when_the_container_is_taken_over(servers: Servers) -> None:
+    """Ours: gigabytes of a copy whose server was killed must not stay for as long as the container."""
+    first = await servers.start()
+    session_id = await first.begin("x = 1")
+    await first.kill()
+    (container,) = containers_of(first.pid)
+    run_dir = Path(container["Labels"][RUN_DIR_LABEL])
+    token = json.loads((run_dir.parent / "host").read_text().splitlines()[0])["owner"]["token"]
+    async with connect_control(run_dir / "control", token, 5, anyio.Event()) as control:
+        await control.request("stage", session_id=session_id, staging="left")
+
+    def staged() -> str:
+        with docker_client() as client:
+            made = client.exec_create(container["Id"], ["ls", "/workspace/.staging"])
+            return str(client.exec_start(made["Id"]).decode())
+
+    assert staged() == "left\n"
+    second = await servers.start()
+    assert await second.run(session_id, "x") == "1"
+    await eventually(lambda: staged() == "")
