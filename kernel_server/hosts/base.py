@@ -224,6 +224,9 @@ class KernelHost(Protocol):
     def keep(self) -> bool:
         """Leaves the host to a later server when its block is left; False if none would take it over."""
 
+    def own(self) -> None:
+        """A host of an earlier server: its sessions go on here. Until then, it stays when its block is left."""
+
     async def kernels(self) -> dict[str, Death | int]:
         """What became of the kernel of each session: how it ended, or its process id.
 
@@ -275,7 +278,7 @@ class KeptHost(Protocol):
 
     @property
     def sessions(self) -> list[SessionRecord]:
-        """Those that it had."""
+        """Those that it had, as it was seen last."""
 
     def take_over(self, report: Report) -> AbstractAsyncContextManager[KernelHost]:
         """The host, for the length of the block.

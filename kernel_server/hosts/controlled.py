@@ -131,6 +131,9 @@ class ControlledHost:
         self.folder.kept = bool(self._keep_seconds)
         return self.folder.kept
 
+    def own(self) -> None:
+        self.folder.kept = False
+
     async def kernels(self) -> dict[str, Death | int]:
         result = await self._kernel_request("list")
         self._oom_kills = int(result["oom_kills"])

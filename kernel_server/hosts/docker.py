@@ -131,7 +131,9 @@ class DockerHosts:
         try:
             if is_held(outer):
                 return "Another server of yours that runs now has it (`kernel-server sessions` shows them)."
-        except OSError:
+            if HostRecord.read(outer).instance == self._settings.instance:
+                return "It could not be taken over from an earlier server just now; try again."
+        except (OSError, ValueError, TypeError):
             return ""
         return "A server with other settings, or started in another folder, had it; one like that could go on with it."
 
@@ -173,6 +175,7 @@ class KeptContainer:
         engine = await _in_thread(Engine.connect)
         try:
             with taken_over(self.outer) as folder:
+                self.sessions[:] = read_sessions(self.outer)  # another server may have had it since
                 if self.record.volume:
                     self.take_volume(self.record.volume)
                 async with _container(engine, self.settings, folder, self.record, start=False) as host:
@@ -241,6 +244,9 @@ async def _container(
             logger.info("container %s runs: %s", record.container_id[:12], description)
             archive = DockerArchive(engine, record.container_id)
             yield ControlledHost(control, folder, archive, description, settings.keep_seconds)
+    except HostLost:
+        folder.kept = False
+        raise
     finally:
         if not folder.kept:
             with anyio.CancelScope(shield=True), suppress(EngineError):

@@ -115,13 +115,14 @@ def run_folder() -> Iterator[RunFolder]:
 
 @contextmanager
 def taken_over(outer: Path) -> Iterator[RunFolder]:
-    """The run folder of a server that is gone.
+    """The run folder of a server that is gone; it stays unless it is found that nobody can go on with it.
 
     Raises:
         BlockingIOError: the server is there, or another one has taken it over.
         OSError: the folder is not there any more.
     """
     with claimed(outer / "lock"), _removed_unless_kept(RunFolder(outer)) as folder:
+        folder.kept = True
         yield folder
 
 

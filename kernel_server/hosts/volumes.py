@@ -22,7 +22,8 @@ SETTLED_SECONDS = 10.0  # a younger file may be one that its server has not lock
 class SharedVolume:
     """A named volume; unlike an unnamed one it does not go with a container.
 
-    A locked file of its name in `folder` says that its server lives. The next server removes what a killed one left.
+    A locked file of its name in `folder` says that a server lives which uses it: two of them, where each has taken over
+    some containers of a third. The next server removes what a killed one left.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,21 +51,21 @@ class SharedVolume:
         """Takes the volume of a server that is gone.
 
         Raises:
-            OSError: another server has it.
+            OSError: another server is about to remove it.
         """
         self._take(name, "r+")
 
     def _take(self, name: str, mode: str) -> None:
         lock = open(self._folder / name, mode, encoding="ascii")  # noqa: SIM115 - held until `remove`
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             lock.close()
             raise
         self.name, self._lock = name, lock
 
     def remove(self, engine: Engine) -> None:
-        """Removes it; no container uses it any more.
+        """Removes it, if no other server uses it; no container of this one does any more.
 
         Raises:
             EngineError: the engine does not; the next server tries again.
@@ -72,7 +73,8 @@ class SharedVolume:
         if self._lock is None:
             return
         name, lock, self.name, self._lock = self.name, self._lock, "", None
-        with lock:
+        with lock, suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             engine.remove_volume(name)
             (self._folder / name).unlink(missing_ok=True)
 

@@ -27,7 +27,12 @@ OnWait = Callable[[str], Awaitable[None]]
 
 @dataclass(eq=False)
 class _HostLife:
-    """A kernel host from its start to its end; `sessions` counts those that have their place in it."""
+    """A kernel host from its start to its end.
+
+    Attributes:
+        sessions: how many have their place in it.
+        kept: an earlier server has left it, and not all of its sessions go on yet: it is no place for a new one.
+    """
 
     ready: anyio.Event = field(default_factory=anyio.Event)
     stop: anyio.Event = field(default_factory=anyio.Event)
@@ -36,6 +41,7 @@ class _HostLife:
     failure: KernelServerError | None = None
     latest: str = "Starting the container"
     sessions: int = 0
+    kept: bool = False
 
 
 class Fleet:
@@ -82,7 +88,8 @@ class Fleet:
         Raises:
             KernelServerError: it did not start; the next call tries again.
         """
-        return await self._ready(self._lives[0] if self._lives else self._start(), on_wait)
+        life = next((life for life in self._lives if not life.kept), None) or self._start()
+        return await self._ready(life, on_wait)
 
     async def place(self, on_wait: OnWait | None = None) -> KernelHost:
         """A host with room, where one more session has its place from now on; raises as `any`."""
@@ -95,8 +102,13 @@ class Fleet:
             raise
 
     async def take_over(self, kept: KeptHost) -> KernelHost:
-        """A host that an earlier server has left; raises as `any`."""
-        return await self._ready(self._begin(kept.take_over), None)
+        """A host that an earlier server has left; new sessions come there only after `open`. Raises as `any`."""
+        return await self._ready(self._begin(_HostLife(kept=True), kept.take_over), None)
+
+    def open(self, host: KernelHost) -> None:
+        """All sessions of a host that was taken over have entered."""
+        for life in self._lives:
+            life.kept = life.kept and life.host is not host
 
     def enter(self, host: KernelHost) -> None:
         """A session that is there already has its place from now on."""
@@ -117,7 +129,7 @@ class Fleet:
             life.stop.set()
 
     def _has_room(self, life: _HostLife) -> bool:
-        return not self._per_host or life.sessions < self._per_host
+        return not life.kept and (not self._per_host or life.sessions < self._per_host)
 
     def renew(self) -> Callable[[], Awaitable[None]]:
         """Forgets all hosts: calls from now on start a fresh one. Returns what ends the old ones."""
@@ -138,10 +150,9 @@ class Fleet:
             self._lives.remove(life)
 
     def _start(self) -> _HostLife:
-        return self._begin(self._hosts.start)
+        return self._begin(_HostLife(), self._hosts.start)
 
-    def _begin(self, start: Callable[[Report], AbstractAsyncContextManager[KernelHost]]) -> _HostLife:
-        life = _HostLife()
+    def _begin(self, life: _HostLife, start: Callable[[Report], AbstractAsyncContextManager[KernelHost]]) -> _HostLife:
         self._lives.append(life)
         self._tasks.start_soon(partial(self._hold, life, start))
         self._tasks.start_soon(anyio.to_thread.run_sync, import_client)  # meanwhile

@@ -159,6 +159,7 @@ class Registry:
     async def leave(self) -> None:
         """The server ends: hosts that have sessions are left to a later one, if they are to be kept; all else ends."""
         self.prepare_to_leave()
+        self._takeover.close()
         if self.leaves_sessions:
             await self._leave_sessions()
         await self.shut_down("the end of the server")

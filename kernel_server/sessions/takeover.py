@@ -34,6 +34,7 @@ class Takeover:
         self._go_on = go_on
         self._give_up = give_up
         self._one_at_a_time = anyio.Lock()
+        self._closed = False
 
     async def run(self) -> None:
         """Goes on with all that has been left by now."""
@@ -49,6 +50,10 @@ class Takeover:
         if self._hosts.whereabouts(session_id):
             await self.run()
 
+    def close(self) -> None:
+        """The server ends: what is on its way is left to the next one."""
+        self._closed = True
+
     async def _take_over(self, kept: KeptHost) -> None:
         try:
             host = await self._fleet.take_over(kept)
@@ -59,6 +64,9 @@ class Takeover:
                 if not self._hosts.whereabouts(record.session_id):  # nor has another server been faster
                     self._give_up(record.session_id, str(error))
             return
+        if self._closed:
+            return
+        host.own()
         self._fleet.enter(host)  # until all of its sessions have
         for record in kept.sessions:
             if record.session_id in kernels:
@@ -66,8 +74,10 @@ class Takeover:
                 self._go_on(host, record, kernels.pop(record.session_id))
             else:
                 self._give_up(record.session_id, "it is not in its container any more.")
-        with suppress(KernelError, EngineError):
-            for session_id in kernels:  # spare ones, or not quite begun
+        self._fleet.open(host)
+        for session_id in kernels:  # spare ones, or not quite begun, or about to be cleared already
+            with suppress(KernelError, EngineError):
                 await host.clear(session_id)
+        with suppress(KernelError, EngineError):
             await host.hold(sessions=bool(kept.sessions))
         self._fleet.leave(host)
