@@ -54,6 +54,7 @@ class Server:
             "usage": self._kernels.usage,
             "memory": self._kernels.memory,
             "hold": self._hold,
+            "ping": self._ping,
             "stage": transfers.stage,
             "unstage": transfers.unstage,
             "receive": transfers.receive,
@@ -141,6 +142,9 @@ class Server:
 
     def _hold(self, request: dict[str, Any], reply: Reply) -> None:
         self._lease_seconds = float(request["seconds"])
+        reply({"result": {}})
+
+    def _ping(self, _request: dict[str, Any], reply: Reply) -> None:
         reply({"result": {}})
 
     def _shutdown(self, _request: dict[str, Any], reply: Reply) -> None:

@@ -200,6 +200,9 @@ class KernelHost(Protocol):
             KernelError: it cannot be told.
         """
 
+    async def answers(self) -> bool:
+        """Whether it answers just now; one that is paused does not."""
+
     async def is_short_of_memory(self) -> bool:
         """Whether so much of its limit, or of the machine's memory, is in use that nothing should be kept in reserve.
 

@@ -29,6 +29,16 @@ logger = logging.getLogger(__name__)
 PROTOCOL = 2  # kernel_host's number must be the same
 MAX_LINE_BYTES = 4 << 20
 REQUEST_SECONDS = 60.0  # a kernel starts in 0.05 s; a slow, busy machine gets all of this
+# The kernel host always answers a ping at once. Where a request takes longer than a pulse, it is asked whether it is there.
+PULSE_SECONDS = 2.0
+MOST_SILENT = 4  # pulses in a row without a word
+HELLO_SECONDS = (
+    20.0  # the same of one that has just started, or was left by another server: without it, all in it is lost
+)
+SILENT = (
+    "The container has not answered for {seconds:g} s: it is paused, or the machine has too much to do. Nothing is lost, "
+    "and its sessions go on when it does; reset starts a fresh one without them."
+)
 CONNECT_POLL_SECONDS = 0.01
 
 
@@ -59,6 +69,7 @@ class Control:
         self._writer = writer
         self._pending: dict[int, _Pending] = {}
         self._last_number = 0
+        self._heard = 0
         self._closed = False
         self._event_sender, self._events = anyio.create_memory_object_stream[dict[str, Any]](math.inf)
 
@@ -74,7 +85,7 @@ class Control:
         Raises:
             ControlRefused: refused, with a reason for the model.
             ControlFailed: it went wrong inside.
-            HostLost: the connection is gone, or there was no answer within `seconds`.
+            HostLost: the connection is gone, there was no answer within `seconds`, or no sign of life for some.
         """
         if self._closed:
             raise HostLost("The kernel host is gone.")
@@ -82,11 +93,9 @@ class Control:
         number, pending = self._last_number, _Pending()
         self._pending[number] = pending
         try:
-            with anyio.fail_after(seconds):
-                await self._send({"id": number, "op": op, **arguments})
-                await pending.answered.wait()
-        except TimeoutError as error:
-            raise HostLost(f"The kernel host did not answer {op!r} within {seconds:g} s.") from error
+            await self._send({"id": number, "op": op, **arguments})
+            if not await self._wait(pending, math.ceil(seconds / PULSE_SECONDS)):
+                raise HostLost(f"The kernel host did not answer {op!r} within {seconds:g} s.")
         finally:
             del self._pending[number]
         answer = pending.answer
@@ -97,11 +106,30 @@ class Control:
             raise kind(str(failure.get("message")))
         return dict(answer["result"])
 
+    async def _wait(self, pending: _Pending, pulses: int) -> bool:
+        """Counts pulses in place of seconds: of a process that was stopped itself, only one of them has passed.
+
+        Raises:
+            HostLost: nothing is heard any more.
+        """
+        silent = 0
+        for _ in range(pulses):
+            heard = self._heard
+            with anyio.move_on_after(PULSE_SECONDS):
+                await pending.answered.wait()
+                return True
+            silent = silent + 1 if heard == self._heard else 0
+            if silent == MOST_SILENT:
+                raise HostLost(SILENT.format(seconds=silent * PULSE_SECONDS))
+            await self._send({"id": 0, "op": "ping"})
+        return pending.answered.is_set()
+
     async def _send(self, message: dict[str, Any]) -> None:
         try:
             self._writer.write(json.dumps(message).encode() + b"\n")
-            await self._writer.drain()
-        except OSError as error:
+            with anyio.fail_after(MOST_SILENT * PULSE_SECONDS):
+                await self._writer.drain()
+        except OSError as error:  # TimeoutError is one
             raise HostLost("The kernel host is gone.") from error
 
     def close(self) -> None:
@@ -125,6 +153,7 @@ class Control:
                 pending.answered.set()
 
     def _route(self, message: dict[str, Any]) -> None:
+        self._heard += 1
         if "event" in message:
             self._event_sender.send_nowait(message)
         elif pending := self._pending.get(message.get("id", -1)):
@@ -145,10 +174,10 @@ async def connect_control(path: Path, token: str, seconds: float, ended: anyio.E
     reader, writer = await _connect(path, seconds, ended)
     try:
         try:
-            with anyio.fail_after(seconds):
+            with anyio.fail_after(HELLO_SECONDS):
                 hello = json.loads(await reader.readuntil(b"\n"))
         except (TimeoutError, IncompleteReadError, LimitOverrunError, OSError, ValueError) as error:
-            raise HostLost("The kernel host did not introduce itself.") from error
+            raise HostLost("The kernel host did not introduce itself; its container may be paused.") from error
         if hello.get("protocol") != PROTOCOL:
             raise HostLost(
                 f"The kernel host in the image speaks control protocol {hello.get('protocol')}, this server {PROTOCOL}. "

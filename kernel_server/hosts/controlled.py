@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import anyio
 import anyio.to_thread
 
-from kernel_server.errors import FileError, KernelError
+from kernel_server.errors import FileError, HostLost, KernelError
 from kernel_server.hosts.base import (
     Death,
     Exceeded,
@@ -27,7 +27,7 @@ from kernel_server.hosts.base import (
     Staged,
     Usage,
 )
-from kernel_server.hosts.control import Control, ControlFailed, ControlRefused
+from kernel_server.hosts.control import PULSE_SECONDS, Control, ControlFailed, ControlRefused
 from kernel_server.hosts.rundir import RunFolder, parent_folders, read_record, run_folders
 
 logger = logging.getLogger(__name__)
@@ -145,6 +145,15 @@ class ControlledHost:
     async def usage(self, session_id: str) -> Usage:
         result = await self._kernel_request("usage", session_id=session_id)
         return Usage(int(result["memory"]), float(result["cpu_seconds"]), int(result["processes"]))
+
+    async def answers(self) -> bool:
+        try:
+            await self._kernel_request("ping", seconds=PULSE_SECONDS)
+        except HostLost:
+            return False
+        except KernelError:  # one of an earlier version knows no ping, but answers
+            return True
+        return True
 
     async def is_short_of_memory(self) -> bool:
         found = {name: int(size) for name, size in (await self._kernel_request("memory")).items()}

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 
 import anyio
 
-from kernel_server.errors import EngineError, FileError, KernelError
+from kernel_server.errors import EngineError, FileError, HostLost, KernelError
 from kernel_server.hosts.base import KernelHost
 from kernel_server.kernels.changes import Changes
 from kernel_server.kernels.connection import KernelConnection
@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 # Stopping a cell: ask, look, ask again, look, then kill; 5 s in all.
 INTERRUPT_SECONDS = (2.0, 1.5)
 STOP_SECONDS = sum(INTERRUPT_SECONDS) + KILL_SECONDS + 3.0
+UNSTOPPABLE = (
+    "The code was told to stop, and its kernel to end, but the container does not answer: it is paused, or the machine "
+    "has too much to do. Both happen when it goes on; reset starts a fresh one."
+)
 MISSING = "{count} of its outputs are missing: while no server was there, a kernel keeps the first 16 MB."
 DEATH_REPORT_SECONDS = 2.0  # between a closed connection and the kernel host's word of what happened
 
@@ -43,6 +47,7 @@ class Runner:
 
         Raises:
             KernelError: the kernel is gone or takes no requests.
+            HostLost: it cannot be stopped.
         """
         assert life.kernel is not None
         stdin = job.input if job.cell.interactive else None
@@ -58,6 +63,8 @@ class Runner:
             if execution.over.is_set():
                 return None
             await self._stop(life.kernel, execution)
+            if not execution.over.is_set():
+                raise HostLost(UNSTOPPABLE)
             return "timeout" if deadline.cancelled_caught else "interrupted"
 
     async def _stop(self, kernel: KernelConnection, execution: Execution) -> None:

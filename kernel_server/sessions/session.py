@@ -39,6 +39,8 @@ UNREACHABLE = (
 DECLINED = "The person who was asked did not answer, so input() raised EOFError."
 WRITE_SECONDS = 1.0  # so exact is the TTL over the end of a server
 HIDDEN = "········"  # as Jupyter shows an answer to getpass()
+SILENT = "Its container does not answer just now: it is paused, or the machine has too much to do."
+BROKEN = "The session ended by an error of the server. Call init for a new one."
 NEVER_STARTED = "It was stopped before its turn came; nothing of it ran."
 
 OnProgress = Callable[[float, str], Awaitable[None]]
@@ -239,7 +241,10 @@ class Session:
                         await on_progress(job.seconds, job.last_line)
         if job.done.is_set() and job in self._jobs:
             self._jobs.remove(job)
-        return job.outcome(self.session_id, self.generation)
+        result = job.outcome(self.session_id, self.generation)
+        if result.status == "running" and not await self.host.answers():
+            result.notes.append(SILENT)
+        return result
 
     def job(self, number: int) -> Job | None:
         """The job of that number, while its outcome has not been collected."""
@@ -324,6 +329,8 @@ class Session:
         except (KernelError, EngineError, SessionError) as error:
             job.failure = error
         finally:
+            if job.result is None and job.failure is None:  # the session's own task has failed
+                job.failure = KernelError(BROKEN)
             job.input.settle()
             job.done.set()
             while len(self._jobs) > MAX_UNCOLLECTED and self._jobs[0].done.is_set():

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import anyio
 from mcp.types import CallToolResult
 
 from tests.clients.wire import ROOT, WireServer, containers_of, wire_server
-from tests.driving import Reply, docker_client
+from tests.driving import Reply, docker_client, eventually
 
 SERVER = [sys.executable, str(ROOT / "server.py"), "--PY_EXEC_PRELOAD", "none"]
 
@@ -49,8 +50,27 @@ class Server:
 
     async def send_cell(self, session_id: str, code: str) -> int:
         """Sends a cell, and does not wait for it."""
-        arguments = {"code": code, "session_id": session_id}
-        return await self.wire.send("tools/call", {"name": "run_code", "arguments": arguments})
+        return await self.send("run_code", code=code, session_id=session_id)
+
+    async def begin_long_cell(self, session_id: str, code: str = "time.sleep(600)") -> int:
+        """Sends a cell, and waits until it runs."""
+        number = await self.send_cell(session_id, f"import time\nstarted = True\n{code}")
+
+        async def has_started() -> bool:
+            return "started" in await self.text("list_variables", session_id=session_id)
+
+        await eventually(has_started)
+        return number
+
+    async def send(self, tool: str, **arguments: Any) -> int:
+        """Sends a call, and does not wait for it."""
+        return await self.wire.send("tools/call", {"name": tool, "arguments": arguments})
+
+    async def answer(self, number: int, seconds: float = 60.0) -> Reply:
+        """What has come, or comes within that time, of a call that was sent."""
+        with anyio.fail_after(seconds):
+            answer = await self.wire.answer(number)
+        return Reply(CallToolResult.model_validate(answer["result"]))
 
     async def kill(self) -> None:
         self.wire.process.kill()
