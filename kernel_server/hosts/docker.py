@@ -19,7 +19,7 @@ import anyio.to_thread
 from kernel_server.errors import EngineError, FileError, HostLost
 from kernel_server.hosts.base import HostSettings, Report, SessionRecord
 from kernel_server.hosts.containers import Place, container_spec, describe
-from kernel_server.hosts.control import connect_control
+from kernel_server.hosts.control import PULSE_SECONDS, connect_control
 from kernel_server.hosts.controlled import ControlledHost, Owner, find_session, read_sessions
 from kernel_server.hosts.engine import Engine, NameTaken
 from kernel_server.hosts.images import ImageRequest, ensure_kernel_image
@@ -61,13 +61,13 @@ class DockerArchive:
         try:
             self._engine.put_archive(self._container_id, folder, tar)
         except EngineError as error:
-            raise FileError(f"Nothing was copied. {error}.") from error
+            raise FileError(f"Nothing was copied. {error}") from error
 
     def get(self, path: str) -> Iterator[bytes]:
         try:
             yield from self._engine.get_archive(self._container_id, path)
         except EngineError as error:
-            raise FileError(f"Nothing was copied. {error}.") from error
+            raise FileError(f"Nothing was copied. {error}") from error
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ async def _container(
 ) -> AsyncIterator[ControlledHost]:
     try:
         if not start and not is_served(folder.outer):
-            raise HostLost("Its container has ended.")
+            raise HostLost("Nothing answers at its socket: its container has ended.")
         async with _started(engine, record, folder.path, start=start) as control:
             description = describe(control.hello, settings, record.image)
             logger.info("container %s runs: %s", record.container_id[:12], description)
@@ -249,8 +249,20 @@ async def _container(
         raise
     finally:
         if not folder.kept:
-            with anyio.CancelScope(shield=True), suppress(EngineError):
-                await _in_thread(partial(engine.remove_container, record.container_id))
+            with anyio.CancelScope(shield=True):
+                await _end(engine, record, folder)
+
+
+async def _end(engine: Engine, record: HostRecord, folder: RunFolder) -> None:
+    """Removes the container. Where the engine does not, it ends by itself, and is removed when the engine is there."""
+    try:
+        await _in_thread(partial(engine.remove_container, record.container_id))
+    except EngineError as error:
+        logger.warning("the container %s is asked to end by itself: %s", record.container_id[:12], error)
+        with suppress(HostLost):
+            connecting = connect_control(folder.path / "control", record.owner.token, PULSE_SECONDS, anyio.Event())
+            async with connecting as control:
+                await control.request("shutdown", seconds=PULSE_SECONDS)
 
 
 def build_image(settings: HostSettings, report: Report) -> str:
@@ -330,7 +342,9 @@ async def _started(engine: Engine, record: HostRecord, run_dir: Path, *, start: 
         await anyio.to_thread.run_sync(read_output, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
         ended.set()
         logger.error(
-            "the container %s has ended; its last words: %s", container_id[:12], "".join(said).strip() or "none"
+            "the container %s, or its engine, has ended; its last words: %s",
+            container_id[:12],
+            "".join(said).strip() or "none",
         )
 
     if start:

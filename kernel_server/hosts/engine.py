@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
 # Seconds for one answer of the engine. An inspect takes milliseconds; an engine that needs longer is stuck.
 REQUEST_TIMEOUT = 30.0
+# Seconds until it says that it is there, which needs no work of it.
+PING_TIMEOUT = 10.0
 # Seconds without a line of output in a build. Installing the data stack is silent for a minute on a slow line.
 BUILD_SILENCE_TIMEOUT = 900.0
 # Last lines of a build's log that an error shows.
 LOG_LINES_IN_ERROR = 12
-# Seconds without a byte in a transfer: the engine answers only when a whole archive is unpacked.
-BULK_TIMEOUT = 900.0
+# Seconds without a byte in a transfer: the engine answers only when a whole archive is unpacked, and on disk.
+BULK_TIMEOUT = 120.0
 ARCHIVE_CHUNK_BYTES = 1 << 20
 HTTP_NOT_FOUND = 404
 HTTP_CONFLICT = 409
@@ -198,7 +200,8 @@ class Engine:
         try:
             # TLS settings come from DOCKER_CERT_PATH and DOCKER_TLS_VERIFY, as for the docker command.
             arguments = {"base_url": address, **docker.utils.kwargs_from_env()}
-            client = docker.APIClient(version="auto", timeout=timeout, **arguments)
+            client = docker.APIClient(version="auto", timeout=min(timeout, PING_TIMEOUT), **arguments)
+            client.timeout = timeout
         except Exception as error:  # docker-py raises its own, requests', urllib3's and ssl's errors here
             raise EngineUnavailable(*why_unreachable(address, _text(error))) from error
         return cls(client, address)
@@ -216,7 +219,7 @@ class Engine:
             EngineUnavailable: it does not.
         """
         try:
-            self._client.ping()
+            self._client.get(f"{self._client.base_url}/_ping", timeout=PING_TIMEOUT).raise_for_status()
         except Exception as error:  # see connect
             raise EngineUnavailable(*why_unreachable(self.address, _text(error))) from error
 
@@ -466,11 +469,13 @@ class Engine:
 
     def put_archive(self, container_id: str, folder: str, tar: Iterator[bytes]) -> None:
         """Unpacks a tar stream beneath a folder of the container, as root: only ever where no session can write."""
+        self.ping()
         with _mapped("write into the container"):
             self._bulk().put_archive(container_id, folder, tar)
 
     def get_archive(self, container_id: str, path: str) -> Iterator[bytes]:
         """A tar stream of a path in the container, read as root: only ever where no session can write."""
+        self.ping()
         with _mapped("read from the container"):
             chunks, _ = self._bulk().get_archive(container_id, path, chunk_size=ARCHIVE_CHUNK_BYTES)
             yield from chunks
@@ -520,7 +525,7 @@ def _mapped(what: str) -> Generator[None]:
         if isinstance(error, requests.exceptions.ConnectionError | requests.exceptions.Timeout):
             raise EngineUnavailable(f"The Docker engine went away or got stuck (could not {what}).") from error
         if isinstance(error, docker.errors.DockerException | requests.exceptions.RequestException):
-            raise EngineError(f"The Docker engine could not {what}: {_text(error)}") from error
+            raise EngineError(f"The Docker engine could not {what}: {_text(error)}.") from error
         raise
 
 
