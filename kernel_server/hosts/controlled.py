@@ -38,6 +38,10 @@ OOM_SECONDS = 2.0  # the kernel kills several in one go: a SIGKILL so soon after
 MOST_OF_LIMIT, LEAST_OF_MACHINE = 0.75, 0.1  # of memory: in use and available, before it is called short
 SIGNATURE_SCHEME = "hmac-sha256"
 LEASE_SECONDS = 10.0  # how long a host goes on whose server was killed, unless it is told otherwise
+MISSING = (
+    " The server's folder {path} has been removed. Kernels that run go on, new ones cannot be started: copy out what is "
+    "needed, then call reset."
+)
 _RECORD = re.compile(r"session-([0-9a-z]+)")
 
 
@@ -93,7 +97,7 @@ class ControlledHost:
         try:
             result = await self._control.request("spawn", session_id=session_id, warm=warm)
         except (ControlRefused, ControlFailed) as error:
-            raise KernelError(f"The kernel did not start: {error}") from error
+            raise KernelError(f"The kernel did not start: {error}{self._what_is_missing()}") from error
         connection = {
             "transport": "ipc",
             "ip": str(self.folder.path / result["ip"]),
@@ -194,11 +198,16 @@ class ControlledHost:
             await request.write_bytes(json.dumps({"content": content, "old": old}).encode())
             result = await self._file_request("edit", session_id=session_id, path=path, content_file=name)
         except OSError as error:
-            raise FileError(f"{path}: the text could not be handed over ({error.strerror}).") from error
+            raise FileError(
+                f"{path}: the text could not be handed over ({error.strerror}).{self._what_is_missing()}"
+            ) from error
         finally:
             with anyio.CancelScope(shield=True):
                 await request.unlink(missing_ok=True)
         return bool(result["created"])
+
+    def _what_is_missing(self) -> str:
+        return "" if self.folder.path.is_dir() else MISSING.format(path=self.folder.outer)
 
     async def packages(self, session_id: str) -> list[tuple[str, str]]:
         result = await self._file_request("packages", session_id=session_id)
