@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import anyio
+import anyio.from_thread
 from mcp.server.lowlevel.server import Server
 from mcp.server.runner import modern_on_request
 from mcp.server.stdio import stdio_server
@@ -48,18 +50,63 @@ class _DiscoverContext:
         raise RuntimeError("server/discover asks nothing")
 
 
+class _Wire:
+    """What the SDK needs of stdout as a file. What nobody reads any more is dropped: the SDK would stop all that runs.
+
+    Attributes:
+        in_use: cancelled with the first byte that nobody reads.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.in_use = anyio.CancelScope()
+        self._descriptor = descriptor
+
+    def write(self, text: str) -> int:
+        """Writes all of it; in a worker thread."""
+        data = memoryview(text.encode())
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except ConnectionError:
+            anyio.from_thread.run_sync(self.in_use.cancel)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
+@contextmanager
+def _wire() -> Iterator[_Wire]:
+    """The client's end of stdout; meanwhile, what is printed goes to stderr."""
+    descriptor = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield _Wire(descriptor)
+    finally:
+        os.dup2(descriptor, 1)
+
+
 async def serve_stdio(server: Server[Any], on_end: Callable[[], None]) -> None:
-    """Serves until stdin ends.
+    """Serves until stdin ends, or nobody reads stdout any more.
 
     Args:
-        on_end: told when it has, before calls in flight are cancelled.
+        on_end: told when that is so, before calls in flight are cancelled.
     """
-    async with stdio_server() as (from_client, to_client):
-        forward, received = create_context_streams[SessionMessage | Exception](0)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_forward, server, from_client, to_client, forward, on_end)
-            await server.run(received, to_client, server.create_initialization_options())
-            tasks.cancel_scope.cancel()
+    with _wire() as wire:
+        async with stdio_server(stdout=anyio.wrap_file(cast("Any", wire))) as (from_client, to_client):
+            forward, received = create_context_streams[SessionMessage | Exception](0)
+
+            async def forward_until_the_end() -> None:
+                async with forward:
+                    with wire.in_use:
+                        await _forward(server, from_client, to_client, forward)
+                    end_soon(0)
+                    on_end()
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(forward_until_the_end)
+                await server.run(received, to_client, server.create_initialization_options())
+                tasks.cancel_scope.cancel()
 
 
 def end_soon(code: int) -> None:
@@ -74,23 +121,19 @@ async def _forward(
     from_client: ContextReceiveStream[SessionMessage | Exception],
     to_client: ContextSendStream[SessionMessage],
     forward: ContextSendStream[SessionMessage | Exception],
-    on_end: Callable[[], None],
 ) -> None:
     answer = modern_on_request(server, {})
     decided = False
-    async with forward:
-        async for item in from_client:
-            request = getattr(item, "message", None)
-            if not decided and isinstance(request, JSONRPCRequest):
-                if _is_discover(request):
-                    result = await answer(_DiscoverContext(request.id), request.method, request.params)
-                    response = JSONRPCResponse(jsonrpc="2.0", id=request.id, result=dict(result))
-                    await to_client.send(SessionMessage(message=response))
-                    continue
-                decided = True
-            await forward.send(item)
-        end_soon(0)
-        on_end()
+    async for item in from_client:
+        request = getattr(item, "message", None)
+        if not decided and isinstance(request, JSONRPCRequest):
+            if _is_discover(request):
+                result = await answer(_DiscoverContext(request.id), request.method, request.params)
+                response = JSONRPCResponse(jsonrpc="2.0", id=request.id, result=dict(result))
+                await to_client.send(SessionMessage(message=response))
+                continue
+            decided = True
+        await forward.send(item)
 
 
 def _is_discover(request: JSONRPCRequest) -> bool:
