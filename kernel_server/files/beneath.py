@@ -36,7 +36,7 @@ def opened_folder(path: Path, variable: str) -> Iterator[int]:
             errno.ENOTDIR: "is a file, not a folder",
             errno.EACCES: "may not be read by the server's user",
         }
-        reason = reasons.get(error.errno or 0, error.strerror)
+        reason = reasons.get(error.errno or 0, f"cannot be opened ({error.strerror}); try again")
         raise FileError(
             f"{variable}, the folder {str(path)!r}, {reason}, or start the server with another one."
         ) from error

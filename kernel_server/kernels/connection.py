@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -340,7 +340,7 @@ async def connect_kernel(
         dead: set when its process is gone, so that nobody waits for it to be ready.
 
     Raises:
-        KernelError: it is not ready within READY_SECONDS, or has ended.
+        KernelError: it is not ready within READY_SECONDS, has ended, or no more files can be opened.
     """
 
     async def end_when_dead() -> None:
@@ -353,16 +353,7 @@ async def connect_kernel(
     # Against replays by others on a network; on sockets that only the kernel reaches it would cost 1 KB for each cell.
     client.session.digest_history_size = 0
     identity = identity or client.session.bsession
-    # Sockets of an asyncio context are asyncio sockets; the annotations of jupyter_client do not say so.
-    sockets = cast(
-        "dict[str, zmq.asyncio.Socket]",
-        {
-            "iopub": client.connect_iopub(),
-            "shell": client.connect_shell(identity=identity),
-            "control": client.connect_control(identity=identity),
-            "stdin": client.connect_stdin(identity=identity),
-        },
-    )
+    sockets = _open_sockets(client, identity)
     connection = KernelConnection(client, sockets, Outputs() if late is None else late)
     try:
         async with running(*(partial(connection.read, channel) for channel in sockets)):
@@ -377,3 +368,21 @@ async def connect_kernel(
         connection.end()
         for socket in sockets.values():
             socket.close(linger=0)
+
+
+def _open_sockets(client: AsyncKernelClient, identity: bytes) -> dict[str, zmq.asyncio.Socket]:
+    makers: dict[str, Callable[[], Any]] = {
+        "iopub": client.connect_iopub,
+        "shell": partial(client.connect_shell, identity=identity),
+        "control": partial(client.connect_control, identity=identity),
+        "stdin": partial(client.connect_stdin, identity=identity),
+    }
+    sockets: dict[str, zmq.asyncio.Socket] = {}
+    try:
+        for channel, make in makers.items():
+            sockets[channel] = make()
+    except zmq.ZMQError as error:
+        for socket in sockets.values():
+            socket.close(linger=0)
+        raise KernelError(f"The server cannot connect to the kernel: {error}. Try again.") from error
+    return sockets

@@ -78,6 +78,8 @@ class KernelMCPServer(MCPServer[Services]):
                 raise ToolError(clean(str(cause))) from cause
             if isinstance(cause, ValidationError):
                 raise ToolError(_explain(name, cause)) from None
+            if isinstance(cause, OSError) and cause.strerror:  # the server has run out of something
+                raise ToolError(f"{name} failed on the server: {cause.strerror}. Try again.") from cause
             raise
 
     async def _handle_list_resources(

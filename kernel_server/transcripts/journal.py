@@ -5,6 +5,7 @@ Append-only, so that a crash can only tear the last line, and the reader passes 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from kernel_server.kernels.outputs import Display, Error, Output, Outputs, Strea
 
 logger = logging.getLogger(__name__)
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 RECORD_KEYS = {"source", "execution_count", "status", "generation", "begun", "ended", "notes", "outputs"}
 BLOCK_BYTES = 1 << 16
 MAX_FIRST_LINE = 1 << 20  # bytes of a journal that are read to show how it begins
@@ -89,9 +91,9 @@ class Journal:
                 os.close(descriptor)
             self._written.add(self.path)
         except OSError as error:
+            remedy = " Free some disk space or set PY_EXEC_STATE_DIR." if error.errno in FULL else ""
             raise FileError(
-                f"The cell ran, but it could not be recorded in {self.path.parent}: {error.strerror}. "
-                "Free some disk space or set PY_EXEC_STATE_DIR."
+                f"The cell ran, but it could not be recorded in {self.path.parent}: {error.strerror}.{remedy}"
             ) from error
 
     def last_msg_id(self) -> str:
@@ -104,7 +106,11 @@ class Journal:
         return str(record.get("msg_id", "")) if record else ""
 
     def cells(self) -> Iterator[dict[str, Any]]:
-        """The recorded cells in order; a torn last line is passed over."""
+        """The recorded cells in order; a torn last line is passed over.
+
+        Raises:
+            FileError: they cannot be read.
+        """
         try:
             with open(self.path, "rb") as file:
                 for line in file:
@@ -114,6 +120,8 @@ class Journal:
                         logger.warning("%s: a torn line is passed over", self.path)
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise FileError(f"What ran cannot be read from {self.path.parent}: {error.strerror}.") from error
 
 
 def _last_line(file: BinaryIO) -> bytes:
