@@ -78,13 +78,20 @@ class KernelConnection:
 
     @asynccontextmanager
     async def execute(
-        self, code: str, stdin: Input | None = None, *, silent: bool = False, about: dict[str, Any] | None = None
+        self,
+        code: str,
+        stdin: Input | None = None,
+        *,
+        silent: bool = False,
+        about: dict[str, Any] | None = None,
+        on_send: Callable[[str], None] | None = None,
     ) -> AsyncIterator[Execution]:
         """Sends a cell; inside the block its outputs arrive in the `Execution`. Leaving does not stop the cell.
 
         Args:
             stdin: takes the prompts of `input()`, which fails at once without it.
             about: what a later server has to know of it; see `LastCell`.
+            on_send: told its msg_id before it is sent.
 
         Raises:
             KernelError: the kernel is gone or takes no requests.
@@ -101,6 +108,8 @@ class KernelConnection:
         execution = Execution(message["header"]["msg_id"], input=stdin)
         self._executions[execution.msg_id] = execution
         try:
+            if on_send is not None:
+                on_send(execution.msg_id)
             await self._send("shell", message)
             yield execution
         finally:

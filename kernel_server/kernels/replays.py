@@ -32,11 +32,6 @@ class LastCell:
         value = self.about.get(name)
         return value if isinstance(value, int | float) and lowest <= value <= highest else None
 
-    def text(self, name: str) -> str:
-        """A text of `about`, or ""."""
-        value = self.about.get(name)
-        return value if isinstance(value, str) else ""
-
 
 def last_cell_of(content: dict[str, Any]) -> LastCell | None:
     """Reads the content of a `replay_reply`; None if nothing has run, or it is not one."""

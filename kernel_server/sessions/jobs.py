@@ -14,10 +14,12 @@ from kernel_server.kernels.outputs import Outputs, Stream
 from kernel_server.kernels.replays import LastCell
 from kernel_server.sessions.results import Cell, CellResult
 from kernel_server.text import one_line, settle, strip_ansi
+from kernel_server.transcripts.journal import LastLines
 
 TITLE_CHARACTERS = 80
 MAX_NUMBER = 1_000_000_000  # of what a kernel says of a job of an earlier server
 MAX_SECONDS = 10 * 365 * 24 * 3600.0
+UNKNOWN = "That this cell was sent is not in the journal: its source is what the kernel says."
 TAKEN_OVER = "The server was started anew while this cell ran; nothing of the session is lost."
 TOLD_AGAIN = (
     "The server was started anew after this cell had ended; you may have had this result before. Nothing of the session "
@@ -63,19 +65,27 @@ class Job:
     abandoned: bool = False
 
     @classmethod
-    def resuming(cls, cell: LastCell, *, told: bool) -> Job:
-        """The job of an earlier server. What the kernel says of it is believed as far as it can be.
+    def resuming(cls, cell: LastCell, last: LastLines) -> Job:
+        """The job of an earlier server.
+
+        What it ran is taken from the journal: session code can make its kernel say anything. The rest is believed as far
+        as it can be.
 
         Args:
-            told: its result was ready when that server ended.
+            last: of the session's journal.
         """
         now = time.monotonic()
+        told, known = last.finished == cell.msg_id, last.begun == cell.msg_id
         job = cls(
-            Cell(cell.code, cell.text("source"), cell.number("timeout", 0, MAX_SECONDS) or 0.0, cell.interactive),
+            Cell(
+                cell.code, last.source if known else "", cell.number("timeout", 0, MAX_SECONDS) or 0.0, cell.interactive
+            ),
             int(cell.number("number", 1, MAX_NUMBER) or 1),
             notes=[TOLD_AGAIN if told else TAKEN_OVER],
             resumes=cell,
         )
+        if not told and not known:
+            job.notes.append(UNKNOWN)
         job.started = job.submitted = cell.number("started", 0, now) or now
         job.begun = datetime.fromtimestamp(time.time() - job.seconds, timezone.utc)
         return job
@@ -83,8 +93,7 @@ class Job:
     @property
     def about(self) -> dict[str, Any]:
         """What the kernel is told of it, for `resuming`."""
-        cell = self.cell
-        return {"number": self.number, "source": cell.source, "timeout": cell.timeout, "started": self.started}
+        return {"number": self.number, "timeout": self.cell.timeout, "started": self.started}
 
     def stop(self) -> None:
         """Asks for the cell to be interrupted, or not to be started at all."""

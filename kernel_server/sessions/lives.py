@@ -109,6 +109,10 @@ class Lives:
         self.loss = Loss(record.generation, text)
         self._life = Life(record.generation + 1)
 
+    def lose(self, text: str) -> None:
+        """The next result has to tell that, if there is nothing worse to tell."""
+        self.loss = self.loss or Loss(self.generation - 1, text)
+
     @property
     def present(self) -> Life:
         """The present kernel, whatever its state."""

@@ -7,6 +7,7 @@ import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 
 import anyio
 
@@ -41,6 +42,7 @@ class Runner:
     session_id: str
     host: KernelHost
     lives: Lives
+    journal: Journal
 
     async def execute(self, life: Life, job: Job) -> Status | None:
         """Sends the cell and waits for its end; the status if it was we who stopped it.
@@ -52,7 +54,7 @@ class Runner:
         assert life.kernel is not None
         stdin = job.input if job.cell.interactive else None
         if job.resumes is None:
-            running = life.kernel.execute(job.cell.code, stdin, about=job.about)
+            running = life.kernel.execute(job.cell.code, stdin, about=job.about, on_send=partial(self._note, job))
         else:
             running = life.kernel.resume(job.resumes, stdin)
         left = max(0.0, job.cell.timeout - job.seconds) if job.cell.timeout else None
@@ -88,6 +90,9 @@ class Runner:
         await self.lives.kill()
         with anyio.move_on_after(KILL_SECONDS):
             await execution.over.wait()
+
+    def _note(self, job: Job, msg_id: str) -> None:
+        self.journal.begin(msg_id, job.cell.source or job.cell.code)
 
     async def _signal(self) -> None:
         await self.host.signal(self.session_id, signal.SIGINT)

@@ -19,10 +19,11 @@ from kernel_server.hosts.base import Death, KernelHost, SessionRecord, Usage
 from kernel_server.kernels.changes import Look
 from kernel_server.kernels.executions import END_OF_INPUT
 from kernel_server.kernels.outputs import Outputs
-from kernel_server.sessions.jobs import Job
+from kernel_server.sessions.jobs import TITLE_CHARACTERS, Job
 from kernel_server.sessions.lives import Life, Lives, first
 from kernel_server.sessions.results import Cell, CellResult
 from kernel_server.sessions.runs import STOP_SECONDS, Runner, record
+from kernel_server.text import one_line
 from kernel_server.transcripts.journal import Journal
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,9 @@ WRITE_SECONDS = 1.0  # so exact is the TTL over the end of a server
 HIDDEN = "········"  # as Jupyter shows an answer to getpass()
 SILENT = "Its container does not answer just now: it is paused, or the machine has too much to do."
 BROKEN = "The session ended by an error of the server. Call init for a new one."
+NEVER_ARRIVED = (
+    "Since the last call: the server was started anew, and the kernel does not know of the cell sent last: {title!r}."
+)
 NEVER_STARTED = "It was stopped before its turn came; nothing of it ran."
 
 OnProgress = Callable[[float, str], Awaitable[None]]
@@ -76,7 +80,7 @@ class Session:
         self._submitted = 0
         self._users = 0
         self._lives = Lives(session_id, host, context, warm=warm)
-        self._runner = Runner(session_id, host, self._lives)
+        self._runner = Runner(session_id, host, self._lives, journal)
         self._remembered = 0  # the generation that was written down last, and when that was
         self._written = 0.0
         self._resumed = anyio.Event()
@@ -358,11 +362,13 @@ class Session:
         try:
             async with self._turn:
                 life = await self._current_life()
-                cell = life.kernel.last_cell if life.kernel else None
+                cell, last = life.kernel.last_cell if life.kernel else None, self.journal.last()
+                if last.begun and (cell is None or cell.msg_id not in (last.begun, last.finished)):
+                    self._lives.lose(NEVER_ARRIVED.format(title=one_line(last.source, TITLE_CHARACTERS)))
                 if cell is None:
                     return
-                journaled = self.journal.last_msg_id() == cell.msg_id
-                job = Job.resuming(cell, told=journaled)
+                journaled = last.finished == cell.msg_id
+                job = Job.resuming(cell, last)
                 self._submitted = max(self._submitted, job.number)
                 self._jobs.append(job)
                 if cell.reply is None:

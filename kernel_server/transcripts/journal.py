@@ -1,4 +1,4 @@
-"""A session's journal: one JSON line for each finished cell, written before the result is sent.
+"""A session's journal: one JSON line for each finished cell, written before the result is sent; and one before it is run.
 
 Append-only, so that a crash can only tear the last line, and the reader passes over a torn one.
 """
@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +27,8 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
 RECORD_KEYS = {"source", "execution_count", "status", "generation", "begun", "ended", "notes", "outputs"}
 BLOCK_BYTES = 1 << 16
 MAX_FIRST_LINE = 1 << 20  # bytes of a journal that are read to show how it begins
+BEGINS = "begins"  # in place of all else but `source`: the msg_id of a cell that is about to be sent
+_BEGINS = json.dumps({BEGINS: ""}).removesuffix('""}').encode()
 _SESSION_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -50,6 +53,21 @@ class JournaledCell:
     ended: datetime
     notes: list[str] = field(default_factory=list)
     msg_id: str = ""
+
+
+@dataclass(frozen=True)
+class LastLines:
+    """What the last lines of a journal say; "" for nothing.
+
+    Attributes:
+        finished: msg_id of the last cell that came to its end.
+        begun: msg_id of the cell that was sent after it.
+        source: of that cell.
+    """
+
+    finished: str = ""
+    begun: str = ""
+    source: str = ""
 
 
 class Journal:
@@ -81,29 +99,43 @@ class Journal:
             "msg_id": cell.msg_id,
             "outputs": [notebook_output(output) for output in cell.outputs.items],
         }
-        line = json.dumps(record).encode() + b"\n"  # ASCII: a lone surrogate stays an escape
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                _write_all(descriptor, line)
-            finally:
-                os.close(descriptor)
-            self._written.add(self.path)
+            self._write(record)
         except OSError as error:
             remedy = " Free some disk space or set PY_EXEC_STATE_DIR." if error.errno in FULL else ""
             raise FileError(
                 f"The cell ran, but it could not be recorded in {self.path.parent}: {error.strerror}.{remedy}"
             ) from error
 
-    def last_msg_id(self) -> str:
-        """That of the last cell; "" if there is none."""
+    def begin(self, msg_id: str, source: str) -> None:
+        """Writes that a cell is about to be sent, so that a later server need not believe the kernel what it was.
+
+        Where that fails, the end of the cell tells of it.
+        """
+        with suppress(OSError):
+            self._write({BEGINS: msg_id, "source": source})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        line = json.dumps(record).encode() + b"\n"  # ASCII: a lone surrogate stays an escape
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(descriptor, line)
+        finally:
+            os.close(descriptor)
+        self._written.add(self.path)
+
+    def last(self) -> LastLines:
+        """What the last lines say."""
         try:
             with open(self.path, "rb") as file:
-                record = _record_of(_last_line(file))
+                records = [_object_of(line) for line in _last_lines(file, 2)]
         except OSError:
-            return ""
-        return str(record.get("msg_id", "")) if record else ""
+            return LastLines()
+        nothing: dict[str, Any] = {}
+        finished = next((record for record in reversed(records) if record.keys() >= RECORD_KEYS), nothing)
+        begun = records[-1] if records and BEGINS in records[-1] else {}
+        return LastLines(str(finished.get("msg_id", "")), str(begun.get(BEGINS, "")), str(begun.get("source", "")))
 
     def cells(self) -> Iterator[dict[str, Any]]:
         """The recorded cells in order; a torn last line is passed over.
@@ -114,9 +146,10 @@ class Journal:
         try:
             with open(self.path, "rb") as file:
                 for line in file:
-                    if (record := _record_of(line)) is not None:
+                    record = _object_of(line)
+                    if record.keys() >= RECORD_KEYS:
                         yield record
-                    else:
+                    elif BEGINS not in record:
                         logger.warning("%s: a torn line is passed over", self.path)
         except FileNotFoundError:
             return
@@ -124,33 +157,34 @@ class Journal:
             raise FileError(f"What ran cannot be read from {self.path.parent}: {error.strerror}.") from error
 
 
-def _last_line(file: BinaryIO) -> bytes:
-    """The last line that is whole."""
+def _last_lines(file: BinaryIO, count: int) -> list[bytes]:
+    """The last lines that are whole."""
     end = file.seek(0, os.SEEK_END)
     found = b""
-    while end and found.count(b"\n") < 2:
+    while end and found.count(b"\n") <= count:
         begin = max(0, end - BLOCK_BYTES)
         file.seek(begin)
         found = file.read(end - begin) + found
         end = begin
-    return found[: found.rfind(b"\n")].rpartition(b"\n")[2]
+    return found[: found.rfind(b"\n")].split(b"\n")[-count:] if b"\n" in found else []
 
 
-def _record_of(line: bytes) -> dict[str, Any] | None:
+def _object_of(line: bytes) -> dict[str, Any]:
+    """A line's JSON object; a torn one is empty."""
     try:
         record = json.loads(line)
     except ValueError:
-        return None
-    return record if isinstance(record, dict) and record.keys() >= RECORD_KEYS else None
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _describe(path: Path) -> JournalInfo:
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
-        first = _record_of(file.readline(MAX_FIRST_LINE))
+        first = _object_of(file.readline(MAX_FIRST_LINE))
         file.seek(0)
-        cells = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
-    begins = str(first["source"]) if first else ""
+        cells = sum(line.endswith(b"\n") and not line.startswith(_BEGINS) for line in file)
+    begins = str(first.get("source", ""))
     return JournalInfo(path.stem, cells, status.st_size, status.st_mtime, begins)
 
 

@@ -90,6 +90,19 @@ async def test_death_of_a_kernel_while_there_was_no_server_is_told(servers: Serv
     assert result.result["generation"] == 2
 
 
+async def test_kernel_is_not_believed_what_it_ran(servers: Servers) -> None:
+    """Ours: people read in the notebook what the agent did; code that hides itself must not change that."""
+    first = await servers.start()
+    session_id = await first.begin("x = 1")
+    code = "import time\ncell = get_ipython().kernel._record._cell\ncell.request['content']['code'] = 'innocent'\ntime.sleep(2)"
+    await first.send_cell(session_id, code)
+    await anyio.sleep(1)
+    await first.kill()
+    second = await servers.start()
+    await second.text("wait", session_id=session_id)
+    assert cells(servers, session_id) == ["x = 1", code]
+
+
 async def test_question_to_a_person_is_put_again(servers: Servers) -> None:
     """Ours: input() waits for its answer over the end of a server."""
     first = await servers.start(elicitation={})

@@ -18,6 +18,7 @@ from kernel_server.transcripts.journal import (
     JournaledCell,
     JournalFolder,
     JournalInfo,
+    LastLines,
 )
 
 BEGUN = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
@@ -185,3 +186,21 @@ def test_old_journals_are_swept(tmp_path: Path) -> None:
 def test_journal_of_a_session_that_ran_nothing_is_empty(tmp_path: Path) -> None:
     """Ours."""
     assert list(Journal(tmp_path / "none.jsonl").cells()) == []
+
+
+def test_last_lines_tell_what_was_finished_and_what_was_begun(tmp_path: Path) -> None:
+    """Ours: a later server learns from them what it may believe of a kernel; cells that were only begun are not shown."""
+    journal = JournalFolder(tmp_path).journal("a" * 32)
+    assert journal.last() == LastLines()
+    journal.begin("m1", "first")
+    assert journal.last() == LastLines("", "m1", "first")
+    journal.append(cell("first", msg_id="m1"))
+    assert journal.last() == LastLines("m1")
+    journal.begin("m2", "x" * 200_000)
+    assert journal.last() == LastLines("m1", "m2", "x" * 200_000)
+    with journal.path.open("ab") as file:
+        file.write(b'{"source": "torn')
+    assert journal.last() == LastLines("m1", "m2", "x" * 200_000)
+    assert sources(journal) == ["first"]
+    (info,) = JournalFolder(tmp_path).kept()
+    assert (info.cells, info.begins) == (1, "first")
