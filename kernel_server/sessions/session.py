@@ -38,6 +38,7 @@ UNREACHABLE = (
     "interrupt to stop it."
 )
 DECLINED = "The person who was asked did not answer, so input() raised EOFError."
+USAGE_SECONDS = 2.0
 WRITE_SECONDS = 1.0  # so exact is the TTL over the end of a server
 HIDDEN = "········"  # as Jupyter shows an answer to getpass()
 SILENT = "Its container does not answer just now: it is paused, or the machine has too much to do."
@@ -79,6 +80,9 @@ class Session:
         self._tasks: TaskGroup | None = None
         self._submitted = 0
         self._users = 0
+        self._measuring = anyio.Lock()
+        self._usage: Usage | None = None
+        self._measured = 0.0
         self._lives = Lives(session_id, host, context, warm=warm)
         self._runner = Runner(session_id, host, self._lives, journal)
         self._remembered = 0  # the generation that was written down last, and when that was
@@ -170,12 +174,15 @@ class Session:
         return self._lives.generation
 
     async def usage(self) -> Usage:
-        """What its processes use now.
+        """What its processes use now; of a session that nobody uses, what they did a moment ago.
 
         Raises:
             KernelError, EngineError: it cannot be told.
         """
-        return await self.host.usage(self.session_id)
+        async with self._measuring:  # to measure takes a process: many may ask at a time
+            if self._usage is None or self._users or time.monotonic() - self._measured > USAGE_SECONDS:
+                self._usage, self._measured = await self.host.usage(self.session_id), time.monotonic()
+            return self._usage
 
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[None]:
@@ -191,6 +198,7 @@ class Session:
         finally:
             self._users -= 1
             self.last_used = time.monotonic()
+            self._usage = None
             if self.last_used - self._written > WRITE_SECONDS:
                 self._remember()
 
