@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.engines import EngineProxy, engine_proxy
 from tests.faults.servers import Servers
 
 
@@ -16,3 +17,10 @@ async def servers(tmp_path: Path, docker_engine: None, anyio_backend: str) -> As
         servers = Servers(tmp_path, stack)
         yield servers
     servers.remove_leftovers()
+
+
+@pytest.fixture
+async def engine(tmp_path: Path, anyio_backend: str) -> AsyncIterator[EngineProxy]:
+    """Stands in front of the real one, for servers with its address as DOCKER_HOST."""
+    async with engine_proxy(tmp_path) as proxy:
+        yield proxy

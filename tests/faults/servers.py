@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 from mcp.types import CallToolResult
 
+from kernel_server.transcripts.journal import JournalFolder
 from tests.clients.wire import ROOT, WireServer, containers_of, wire_server
 from tests.driving import Reply, docker_client, eventually
 
@@ -103,6 +104,14 @@ class Servers:
         capabilities: dict[str, Any] = {} if elicitation is None else {"elicitation": elicitation}
         await server.wire.initialize(**capabilities)
         return server
+
+    def cells(self, session_id: str) -> list[str]:
+        """What the journal has of a session."""
+        return [str(cell["source"]) for cell in JournalFolder(self.state / "journals").journal(session_id).cells()]
+
+    async def wait_for_cells(self, session_id: str, count: int) -> None:
+        """Waits until so many have ended."""
+        await eventually(lambda: len(self.cells(session_id)) == count)
 
     def remove_leftovers(self) -> None:
         with docker_client() as client:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 import anyio
 import pytest
@@ -17,7 +16,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
 REPEATS = 2
 ENDED = "was closed by the end of its container, which was killed or crashed"
-SILENT_SECONDS = 20.0  # until each call has said so; kernel_server/hosts/control.py: after 8 s
 
 
 async def test_end_of_a_container_is_told_and_the_next_session_gets_a_fresh_one(servers: Servers) -> None:
@@ -45,7 +43,7 @@ async def test_calls_wait_for_a_container_that_is_paused_for_a_moment(servers: S
     (servers.folder / "data.txt").write_text("data")
     session_id = await server.begin("x = 1\nopen('made.txt', 'w').write('made')")
     container = Container.of(server.pid)
-    for turn in range(REPEATS):
+    for turn, seconds in enumerate((0.5, 2.5)):
         cell = await server.begin_long_cell(session_id, "for i in range(3):\n    print(i)\n    time.sleep(0.1)\nx += 1")
         container.pause()
         calls = [
@@ -54,7 +52,7 @@ async def test_calls_wait_for_a_container_that_is_paused_for_a_moment(servers: S
             await server.send("cp_in", session_id=session_id, local_path="data.txt"),
             await server.send("cp_out", session_id=session_id, container_path="made.txt"),
         ]
-        await anyio.sleep(2.5)
+        await anyio.sleep(seconds)
         container.unpause()
         for call in calls:
             assert not (await server.answer(call)).is_error
@@ -63,52 +61,12 @@ async def test_calls_wait_for_a_container_that_is_paused_for_a_moment(servers: S
     assert (servers.folder / "made.txt").read_text() == "made"
 
 
-async def test_container_that_stays_paused_is_told_by_every_tool(servers: Servers) -> None:
-    """Issue 5: a typed error within a bound; what ran goes on where the container does, and reset helps where not."""
-    server = await servers.start()
-    (servers.folder / "data.txt").write_text("data")
-    busy, idle, stopped = [await server.begin("x = 1") for _ in range(3)]
-    result = await server.begin_long_cell(busy, "time.sleep(1)\nx += 1")
-    await server.begin_long_cell(stopped)
-    container = Container.of(server.pid)
-    container.pause()
-    silent = [
-        await server.send("list_packages", session_id=idle),
-        await server.send("cp_in", local_path="data.txt", session_id=idle),
-        await server.send("cp_out", container_path="made.txt", session_id=idle),
-        await server.send("edit_file", container_path="made.txt", content="made", session_id=idle),
-        await server.send("run_file", path="made.py", session_id=idle),
-        await server.send("cp_in", local_path="data.txt", container_path="/workspace/shared/data.txt"),
-        await server.send("list_variables", session_id=idle),
-        await server.send("interrupt", session_id=stopped),
-    ]
-    running = [
-        await server.send("run_code", code="x += 1", session_id=idle, wait=1),
-        await server.send("wait", session_id=busy, wait=1),
-    ]
-    with anyio.fail_after(SILENT_SECONDS):
-        for answer in [await server.answer(call) for call in running]:
-            assert answer.status == "running"
-            assert "does not answer just now: it is paused" in answer.text
-        for answer in [await server.answer(call) for call in silent]:
-            assert answer.is_error or "did not stop in time" in answer.text
-            assert "not answer" in answer.text
-    container.unpause()
-    assert (await server.answer(result)).status == "ok"
-    assert (await server.call("wait", session_id=idle)).status == "ok"
-    assert [await server.run(name, "x") for name in (busy, idle)] == ["2", "2"]
-    container.pause()
-    assert "ended 3 sessions" in await server.text("reset")
-    assert not container.is_there()
-    assert "was closed by reset" in await server.text("run_code", code="x", session_id=busy)
-    assert await server.run(await server.begin("z = 3"), "z") == "3"
-
-
 @pytest.mark.parametrize("on_exit", ["keep", "remove"])
 async def test_server_of_a_paused_container_ends_in_time(servers: Servers, on_exit: str) -> None:
     """Issue 5, leaving: within 2 s. (4 s here: the machine is shared.) What is to be removed is removed."""
     server = await servers.start(PY_EXEC_ON_EXIT=on_exit)
-    call = await server.begin_long_cell(await server.begin("x = 1"))
+    session_id, busy = await server.begin("x = 1"), await server.begin("y = 2")
+    call = await server.begin_long_cell(busy)
     container = Container.of(server.pid)
     container.pause()
     begun = anyio.current_time()
@@ -116,13 +74,8 @@ async def test_server_of_a_paused_container_ends_in_time(servers: Servers, on_ex
     assert (await server.answer(call)).is_error
     assert await server.wire.wait() == 128 + signal.SIGTERM
     assert anyio.current_time() - begun < 4
-    assert container.is_there() == (on_exit == "keep")
-    if on_exit == "keep":
+    if on_exit == "remove":
+        await eventually(container.has_left_nothing)
+    else:
         container.unpause()
-        second = await servers.start()
-        assert "x" in await second.text("list_variables", session_id=_only_session(container.run_dir.parent))
-
-
-def _only_session(folder: Path) -> str:
-    (record,) = folder.glob("session-*")
-    return record.name.removeprefix("session-")
+        assert await (await servers.start()).run(session_id, "x") == "1"

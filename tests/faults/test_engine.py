@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import anyio
 import pytest
 
 from tests.clients.wire import containers_of
 from tests.driving import eventually
 from tests.faults.containers import Container
-from tests.faults.engines import EngineProxy, engine_proxy
+from tests.faults.engines import EngineProxy
 from tests.faults.servers import Server, Servers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
 REPEATS = 2
-HANG_SECONDS = 15.0  # kernel_server/hosts/engine.py: it has 10 s to say that it is there
-
-
-@pytest.fixture
-async def engine(tmp_path: Path, anyio_backend: str) -> AsyncIterator[EngineProxy]:
-    """In front of the real one."""
-    async with engine_proxy(tmp_path) as proxy:
-        yield proxy
 
 
 async def _copy(server: Server, session_id: str) -> list[str]:
@@ -73,33 +60,6 @@ async def test_reset_without_an_engine_leaves_no_container(servers: Servers, eng
         await engine.come()
         assert await server.run(await server.begin("y = 2"), "y") == "2"
         await server.text("reset")
-
-
-async def test_engine_that_hangs_is_told_within_a_bound(servers: Servers, engine: EngineProxy) -> None:
-    """Issue 5: never a hang. Cells run on, and the server ends within 2 s (4 s here: the machine is shared)."""
-    server = await servers.start(DOCKER_HOST=engine.address)
-    session_id = await server.begin("x = 1\nopen('made.txt', 'w').write('made')")
-    (servers.folder / "data.txt").write_text("data")
-    engine.hang()
-    second = await servers.start(DOCKER_HOST=engine.address, PY_EXEC_MEMORY="3g")
-    calls = [
-        (second, await second.send("init")),
-        (server, await server.send("cp_in", local_path="data.txt", session_id=session_id)),
-        (server, await server.send("cp_out", container_path="made.txt", session_id=session_id)),
-    ]
-    assert await server.run(session_id, "x") == "1"
-    assert await server.run(await server.begin("y = 2"), "y") == "2"
-    with anyio.fail_after(HANG_SECONDS):
-        for asked, call in calls:
-            answer = await asked.answer(call)
-            assert answer.is_error
-            assert "The Docker engine" in answer.text
-    begun = anyio.current_time()
-    for ending in (server, second):
-        ending.wire.process.send_signal(signal.SIGTERM)
-        assert await ending.wire.wait() == 128 + signal.SIGTERM
-    assert anyio.current_time() - begun < 6
-    assert await (await servers.start()).run(session_id, "x") == "1"
 
 
 async def test_sessions_of_an_engine_that_is_restarted_are_told_as_closed(
