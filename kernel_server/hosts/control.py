@@ -31,7 +31,7 @@ MAX_LINE_BYTES = 4 << 20
 REQUEST_SECONDS = 60.0  # a kernel starts in 0.05 s; a slow, busy machine gets all of this
 # The kernel host always answers a ping at once. Where a request takes longer than a pulse, it is asked whether it is there.
 PULSE_SECONDS = 2.0
-MOST_SILENT = 4  # pulses in a row without a word
+MOST_SILENT = 6  # pulses in a row without a word
 HELLO_SECONDS = (
     20.0  # the same of one that has just started, or was left by another server: without it, all in it is lost
 )

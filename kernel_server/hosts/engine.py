@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Seconds for one answer of the engine. An inspect takes milliseconds; an engine that needs longer is stuck.
 REQUEST_TIMEOUT = 30.0
 # Seconds until it says that it is there, which needs no work of it.
-PING_TIMEOUT = 10.0
+PING_TIMEOUT = 15.0
 # Seconds without a line of output in a build. Installing the data stack is silent for a minute on a slow line.
 BUILD_SILENCE_TIMEOUT = 900.0
 # Last lines of a build's log that an error shows.
