@@ -141,7 +141,7 @@ class Server:
             reply({"error": {"code": "failed", "message": f"{type(error).__name__}: {error}"}})
 
     def _hold(self, request: dict[str, Any], reply: Reply) -> None:
-        self._lease_seconds = float(request["seconds"])
+        self._lease_seconds = float(request["lease_seconds"])
         reply({"result": {}})
 
     def _ping(self, _request: dict[str, Any], reply: Reply) -> None:

@@ -129,7 +129,7 @@ class ControlledHost:
         seconds = self._keep_seconds if sessions and self._keep_seconds else LEASE_SECONDS
         if seconds != self._lease:
             self._lease = seconds
-            await self._kernel_request("hold", seconds=seconds)
+            await self._kernel_request("hold", lease_seconds=seconds)
 
     def keep(self) -> bool:
         self.folder.kept = bool(self._keep_seconds)

@@ -116,8 +116,10 @@ class Registry:
         """Has a host with sessions go on for a later server if this one is killed."""
         if self.leaves_sessions:
             return
-        with suppress(KernelError, EngineError):
+        try:
             await host.hold(sessions=any(session.host is host for session in self._sessions.values()))
+        except (KernelError, EngineError) as error:
+            logger.info("a container will not wait for a later server: %s", error)
 
     @property
     def python(self) -> str:
