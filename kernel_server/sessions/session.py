@@ -128,7 +128,7 @@ class Session:
 
     def _remember(self) -> None:
         life = self._lives.present
-        if not self._remembered or life.launched is None:
+        if not self._remembered or life.launched is None or (self._ending and self._clear_at_end):
             return
         self._remembered, self._written = life.generation, time.monotonic()
         loss = self._lives.loss.text if self._lives.loss else ""
@@ -189,12 +189,15 @@ class Session:
         """Keeps the session from expiring for the length of the block.
 
         Raises:
-            SessionError: it has been ended.
+            SessionError: it has been ended, also where that makes the block fail.
         """
         self._check_open()
         self._users += 1
         try:
             yield
+        except (KernelError, EngineError):
+            self._check_open()
+            raise
         finally:
             self._users -= 1
             self.last_used = time.monotonic()

@@ -74,10 +74,12 @@ class Takeover:
                 self._go_on(host, record, kernels.pop(record.session_id))
             else:
                 self._give_up(record.session_id, "it is not in its container any more.")
+        try:
+            await host.hold(sessions=bool(kept.sessions))
+        except (KernelError, EngineError) as error:
+            logger.info("%s will not wait for a later server: %s", kept.name, error)
         self._fleet.open(host)
         for session_id in kernels:  # spare ones, or not quite begun, or about to be cleared already
             with suppress(KernelError, EngineError):
                 await host.clear(session_id)
-        with suppress(KernelError, EngineError):
-            await host.hold(sessions=bool(kept.sessions))
         self._fleet.leave(host)

@@ -127,3 +127,17 @@ async def test_copy_on_its_way_in_goes_when_the_container_is_taken_over(servers:
     second = await servers.start()
     assert await second.run(session_id, "x") == "1"
     await eventually(lambda: staged() == "")
+
+
+@pytest.mark.anyio
+@pytest.mark.docker
+async def test_session_that_was_closed_leaves_no_record(servers: Servers) -> None:
+    """Ours: a later server would take it for one that was lost. Its kernel dies while it is being removed."""
+    first = await servers.start()
+    session_ids = [await first.begin("x = 1") for _ in range(4)]
+    (container,) = containers_of(first.pid)
+    folder = Path(container["Labels"][RUN_DIR_LABEL]).parent
+    assert len(list(folder.glob("session-*"))) == len(session_ids)
+    for session_id in session_ids[1:]:
+        await first.text("close_session", session_id=session_id)
+    assert [path.name for path in folder.glob("session-*")] == [f"session-{session_ids[0]}"]
