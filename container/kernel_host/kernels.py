@@ -82,6 +82,8 @@ class KernelRequests:
                 reply({"error": {"code": "failed", "message": f"the kernel ended while it started ({how})"}})
             session.death = {"event": "death", "session_id": session.session_id, "pid": pid, **how}
             self._on_death(session.death)
+            while session.on_end:
+                session.on_end.pop()()
 
         child = Child(pid, pipe, on_report, on_exit, time.monotonic() + SPAWN_SECONDS)
         self._loop.start(child)
@@ -103,7 +105,14 @@ class KernelRequests:
             self._stopping[session.session_id].append(lambda: self._kill(session, reply))
             return
         _end_kernel(session)
-        self._loop.help(session.uid, lambda: _end_all_of_uid(session), reply)
+
+        def finish(message: dict[str, Any]) -> None:
+            if session.pid is None:
+                reply(message)
+            else:  # the next request may be to start another one
+                session.on_end.append(lambda: reply(message))
+
+        self._loop.help(session.uid, lambda: _end_all_of_uid(session), finish)
 
     def stop(self, session: Session, exceeded: dict[str, Any], done: Callable[[], None], *, empty_memory: bool) -> None:
         """Ends every process of a session that has used too much, and calls `done` when none is left.

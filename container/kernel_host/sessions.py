@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import cleaning, identity
@@ -25,6 +25,7 @@ class Session:
         started: when that was forked (monotonic seconds).
         exceeded: the limit for which its processes were stopped; told with the kernel's death.
         stopped_at: bytes of files that it had when it was stopped for them: these stay, so that it can remove them.
+        on_end: what waits for the end of its kernel.
     """
 
     session_id: str
@@ -38,6 +39,7 @@ class Session:
     started: float = 0.0
     exceeded: dict[str, Any] | None = None
     stopped_at: int = 0
+    on_end: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Sessions:

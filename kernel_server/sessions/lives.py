@@ -98,6 +98,7 @@ class Lives:
             found: process id of its kernel now, or how that ended.
         """
         self._life = Life(record.generation)
+        self.workspace = record.launched.workspace
         if record.loss:
             self.loss = Loss(record.generation - 1, record.loss)
         if found == record.launched.pid:
