@@ -114,7 +114,7 @@ class Run:
         newest = self._servers.alive[-1]
         seconds = self._random.uniform(0, MOMENTS[moment][0])
         if moment == STARTING:
-            await anyio.sleep(newest.begun + seconds - time.monotonic())
+            await anyio.sleep(max(0.0, newest.begun + seconds - time.monotonic()))
             return
         await eventually(lambda: newest.ready.is_set() or not newest.alive, 30)
         if moment == LIVING:
@@ -135,6 +135,8 @@ class Run:
             self.record.errors.append(victim.wrong)
             return
         self.record.kills[moment] += 1
+        with LOG.open("a") as log:
+            log.write(f"{time.strftime('%H:%M:%S')} KILL of {victim.pid}: {moment}, in flight: {victim.in_flight}\n")
         self.record.caught.update(victim.in_flight or ["nothing"])
         victim.kill()
 
@@ -227,9 +229,12 @@ class Run:
         # A younger run folder may belong to a server that is just starting.
         await anyio.sleep(max(0.0, begun + LEASE_SECONDS + 1 - time.monotonic()))
         last = await self._servers.start(PY_EXEC_ON_EXIT="remove", PY_EXEC_POOL="0")
-        reply = await self._servers.call(await self._servers.any(), "run_code", code="print('swept')")
-        if reply.text != "swept":
-            self.record.errors.append(f"the last server: {reply.text}")
+        user = User(self._servers, "last", self._random, self._folder, self._plan.ttl)
+        try:
+            await user.begin()
+            await user.leave(self._journals)  # copies a file out, too
+        except Exception as error:
+            self._wrong(user, error)
         await last.end()
         pids.append(last.pid)
         with suppress(TimeoutError):
@@ -275,7 +280,8 @@ async def kills(plan: Plan) -> Record:
     """Carries out a plan."""
     LOG.parent.mkdir(parents=True, exist_ok=True)
     async with _folders() as (folder, run_folders):
-        with LOG.open("wb") as log:
+        LOG.unlink(missing_ok=True)
+        with LOG.open("ab") as log:
             async with anyio.create_task_group() as tasks:
                 rng = random.Random(plan.seed)  # noqa: S311
                 servers = Servers(tasks, folder, log, _environment(plan, folder, run_folders), rng)

@@ -20,11 +20,13 @@ from benchmarks.kills_cells import (
 )
 from benchmarks.kills_servers import Gone, Place, Servers, until_answered
 from benchmarks.soak_user import Wrong, has, same
+from kernel_server.text import counted
 from kernel_server.transcripts.journal import JournalFolder
 from tests.driving import Reply
 
 NOTHING = "Nothing is running in session"
 TOLD_AGAIN = "you may have had this result before"
+RESET = "was closed by reset"
 HASTE_SECONDS = 4.0  # an idle session may be gone so long before the client's own clock says that its time is over
 WAIT_SHARE = 0.7  # of the cells in flight at a kill that somebody waits for; otherwise the next cell comes at once
 EXPORTED_SHARE = 0.25
@@ -73,6 +75,8 @@ class User:
     async def begin(self) -> None:
         """Gets a session; one that was in flight at a kill is left to expire."""
         reply, _ = await until_answered(self._init)
+        while reply.is_error and RESET in reply.text:  # of somebody else, just now
+            reply, _ = await until_answered(self._init)
         if reply.is_error or reply.raw.meta is None:
             raise Wrong(f"init: {reply.text}")
         self.session_id = reply.raw.meta["kernel_server/session"]["session_id"]
@@ -119,7 +123,7 @@ class User:
         count = len(list(journals.journal(self.session_id).cells()))
         if self._random.random() < EXPORTED_SHARE:
             reply = await self._again("export_notebook", local_path=f"{self.name}.ipynb")
-            has("export_notebook", reply.text, f"Wrote a notebook of {count} cells")
+            has("export_notebook", reply.text, f"Wrote a notebook of {counted(count, 'cell')} ")
         await self._close()
         self.verify(journals)
 
@@ -232,6 +236,8 @@ class User:
         """What a cell has found in its kernel tells which of those before it have run."""
         if cell.kind == "begin" and cell in self._open:
             self._is_begun = True
+        if cell.generation < self._generation:
+            return  # of a kernel that is gone
         before = self._present[: self._present.index(cell.number)] if cell.number in self._present else self._present
         unknown = [other.number for other in self._open[: self._open.index(cell)]] if cell in self._open else []
         ran = [number for number in unknown if number in found]
