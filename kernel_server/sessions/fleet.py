@@ -93,13 +93,17 @@ class Fleet:
 
     async def place(self, on_wait: OnWait | None = None) -> KernelHost:
         """A host with room, where one more session has its place from now on; raises as `any`."""
-        life = next(filter(self._has_room, self._lives), None) or self._start()
-        life.sessions += 1
-        try:
-            return await self._ready(life, on_wait)
-        except BaseException:
-            self._leave(life)
-            raise
+        while True:
+            life = next(filter(self._has_room, self._lives), None) or self._start()
+            life.sessions += 1
+            try:
+                host = await self._ready(life, on_wait)
+            except BaseException:
+                self._leave(life)
+                raise
+            if not life.stop.is_set():
+                return host
+            # It was reset while it started.
 
     async def take_over(self, kept: KeptHost) -> KernelHost:
         """A host that an earlier server has left; new sessions come there only after `open`. Raises as `any`."""

@@ -36,3 +36,13 @@ async def test_two_servers_at_once_lose_no_container_of_a_third(servers: Servers
     assert sorted(text for texts in found for text in texts if "Unknown" not in text) == ["0", "1", "2", "3"]
     elsewhere = [text for texts in found for text in texts if "Unknown" in text]
     assert all("Another server of yours that runs now has it" in text for text in elsewhere)
+
+
+async def test_session_that_is_begun_while_others_are_reset_is_a_session(servers: Servers) -> None:
+    """Ours: the container in which it was to be is thrown away while it starts, and it gets another one."""
+    server = await servers.start(PY_EXEC_SESSIONS_PER_CONTAINER="1")
+    begins = [await server.wire.send("tools/call", {"name": "init", "arguments": {}}) for _ in range(3)]
+    await anyio.sleep(0.3)
+    assert "The container is new" in await server.text("reset")
+    for number in begins:
+        assert "session_id: " in str((await server.wire.answer(number))["result"]["content"])
