@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT = 30.0
 # Seconds until it says that it is there, which needs no work of it.
 PING_TIMEOUT = 15.0
+# Seconds for the removal of a container whose processes have been killed.
+REMOVAL_TIMEOUT = 10.0
 # Seconds without a line of output in a build. Installing the data stack is silent for a minute on a slow line.
 BUILD_SILENCE_TIMEOUT = 900.0
 # Last lines of a build's log that an error shows.
@@ -426,16 +428,25 @@ class Engine:
             return _to_its_end(self._bulk().attach(container_id, stream=True, logs=False))
 
     def remove_container(self, container_id: str) -> None:
-        """Kills and removes it with its anonymous volumes; no error if it is gone or going."""
+        """Kills and removes it with its anonymous volumes; no error if it is gone."""
         import docker.errors
 
         with _mapped("remove the container"):
             try:
                 self._client.remove_container(container_id, force=True, v=True)
             except docker.errors.APIError as error:
-                # 409: its automatic removal is under way.
-                if error.status_code not in {HTTP_NOT_FOUND, HTTP_CONFLICT}:
+                if error.status_code == HTTP_CONFLICT:
+                    self._wait_until_removed(container_id)
+                elif error.status_code != HTTP_NOT_FOUND:
                     raise
+
+    def _wait_until_removed(self, container_id: str) -> None:
+        """Its automatic removal is under way: until that is done, it still uses its volumes."""
+        import docker.errors
+        import requests.exceptions
+
+        with contextlib.suppress(docker.errors.APIError, requests.exceptions.RequestException):
+            self._client.wait(container_id, condition="removed", timeout=REMOVAL_TIMEOUT)
 
     def containers(self) -> list[ContainerInfo]:
         """All of them, whatever their state and whoever made them."""

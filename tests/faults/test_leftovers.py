@@ -141,3 +141,17 @@ async def test_session_that_was_closed_leaves_no_record(servers: Servers) -> Non
     for session_id in session_ids[1:]:
         await first.text("close_session", session_id=session_id)
     assert [path.name for path in folder.glob("session-*")] == [f"session-{session_ids[0]}"]
+
+
+@pytest.mark.anyio
+@pytest.mark.docker
+async def test_server_that_ends_leaves_no_shared_volume(servers: Servers) -> None:
+    """Ours: the engine removes a container that was killed by itself, and keeps its volumes in use until then."""
+    settings: dict[str, Any] = {"PY_EXEC_ON_EXIT": "remove", "PY_EXEC_SESSIONS_PER_CONTAINER": "1"}
+    for _ in range(4):
+        server = await servers.start(**settings)
+        for _ in range(2):
+            await server.begin("x = 1")
+        await server.end_of_stdin()
+        await server.wire.wait()
+        assert list((servers.state / "volumes").iterdir()) == []
