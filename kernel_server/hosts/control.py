@@ -32,9 +32,8 @@ REQUEST_SECONDS = 60.0  # a kernel starts in 0.05 s; a slow, busy machine gets a
 # The kernel host always answers a ping at once. Where a request takes longer than a pulse, it is asked whether it is there.
 PULSE_SECONDS = 2.0
 MOST_SILENT = 6  # pulses in a row without a word
-HELLO_SECONDS = (
-    20.0  # the same of one that has just started, or was left by another server: without it, all in it is lost
-)
+# The same of one that has just started, or was left by another server: without an answer, all in it is lost.
+HELLO_SECONDS = 20.0
 SILENT = (
     "The container has not answered for {seconds:g} s: it is paused, or the machine has too much to do. Nothing is lost, "
     "and its sessions go on when it does; reset starts a fresh one without them."
