@@ -154,7 +154,8 @@ class Control:
     def _route(self, message: dict[str, Any]) -> None:
         self._heard += 1
         if "event" in message:
-            self._event_sender.send_nowait(message)
+            with suppress(anyio.BrokenResourceError):  # nobody listens any more
+                self._event_sender.send_nowait(message)
         elif pending := self._pending.get(message.get("id", -1)):
             pending.answer = message
             pending.answered.set()

@@ -74,7 +74,8 @@ class Fleet:
         self._tasks = tasks
         self._on_death = on_death
         self._on_lost = on_lost
-        self._lives: list[_HostLife] = []
+        self._lives: list[_HostLife] = []  # those that take sessions
+        self._not_over: set[_HostLife] = set()
         self.python = ""
 
     @property
@@ -137,7 +138,8 @@ class Fleet:
 
     def renew(self) -> Callable[[], Awaitable[None]]:
         """Forgets all hosts: calls from now on start a fresh one. Returns what ends the old ones."""
-        lives, self._lives = self._lives, []
+        self._lives = []
+        lives = list(self._not_over)  # also those that are ending because nobody is left in them
         clear = self._hosts.renew()
 
         async def end() -> None:
@@ -158,6 +160,7 @@ class Fleet:
 
     def _begin(self, life: _HostLife, start: Callable[[Report], AbstractAsyncContextManager[KernelHost]]) -> _HostLife:
         self._lives.append(life)
+        self._not_over.add(life)
         self._tasks.start_soon(partial(self._hold, life, start))
         self._tasks.start_soon(anyio.to_thread.run_sync, import_client)  # meanwhile
         return life
@@ -201,5 +204,6 @@ class Fleet:
             life.failure = HostLost(f"The container could not be started ({type(error).__name__}: {error}).")
         finally:
             self._forget(life)
+            self._not_over.discard(life)
             life.ready.set()
             life.over.set()

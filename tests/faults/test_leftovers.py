@@ -146,12 +146,14 @@ async def test_session_that_was_closed_leaves_no_record(servers: Servers) -> Non
 @pytest.mark.anyio
 @pytest.mark.docker
 async def test_server_that_ends_leaves_no_shared_volume(servers: Servers) -> None:
-    """Ours: the engine removes a container that was killed by itself, and keeps its volumes in use until then."""
+    """Ours: also when the container of a session that was closed a moment ago is just being removed, and uses it."""
     settings: dict[str, Any] = {"PY_EXEC_ON_EXIT": "remove", "PY_EXEC_SESSIONS_PER_CONTAINER": "1"}
-    for _ in range(4):
+    for closed in (True, False):
         server = await servers.start(**settings)
-        for _ in range(2):
-            await server.begin("x = 1")
+        session_ids = [await server.begin("x = 1") for _ in range(2)]
+        if closed:
+            for session_id in session_ids:
+                await server.text("close_session", session_id=session_id)
         await server.end_of_stdin()
         await server.wire.wait()
         assert list((servers.state / "volumes").iterdir()) == []
