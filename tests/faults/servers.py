@@ -49,6 +49,10 @@ class Server:
         assert reply.status == "ok", reply.text
         return reply.output.partition("\n[")[0]
 
+    async def values_of_x(self, session_ids: list[str]) -> list[str]:
+        """What it says of `x` in each session."""
+        return [await self.text("run_code", code="x", session_id=name) for name in session_ids]
+
     async def send_cell(self, session_id: str, code: str) -> int:
         """Sends a cell, and does not wait for it."""
         return await self.send("run_code", code=code, session_id=session_id)

@@ -32,7 +32,7 @@ async def test_two_servers_at_once_lose_no_container_of_a_third(servers: Servers
     session_ids = [await first.begin(f"x = {n}") for n in range(4)]
     await first.kill()
     both = await asyncio.gather(*(servers.start(PY_EXEC_SESSIONS_PER_CONTAINER="1") for _ in range(2)))
-    found = [[await server.text("run_code", code="x", session_id=name) for name in session_ids] for server in both]
+    found = [await server.values_of_x(session_ids) for server in both]
     assert sorted(text for texts in found for text in texts if "Unknown" not in text) == ["0", "1", "2", "3"]
     elsewhere = [text for texts in found for text in texts if "Unknown" in text]
     assert all("Another server of yours that runs now has it" in text for text in elsewhere)

@@ -203,9 +203,7 @@ async def test_two_servers_at_once_do_not_share(servers: Servers) -> None:
     session_ids = [await first.begin(f"x = {n}") for n in range(3)]
     await first.kill()
     second, third = await asyncio.gather(servers.start(), servers.start())
-    found = [
-        [await server.text("run_code", code="x", session_id=name) for name in session_ids] for server in (second, third)
-    ]
+    found = [await server.values_of_x(session_ids) for server in (second, third)]
     assert sorted(text.splitlines()[0] for texts in found for text in texts if "Unknown" not in text) == ["0", "1", "2"]
     assert sum("Unknown" in text for texts in found for text in texts) == 3
     assert {
