@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -37,6 +38,7 @@ class Server:
         self._config = config
         self._lease_seconds = config.lease_seconds
         self._leisure = Leisure(_improvements())
+        self._due: deque[Callable[[], None]] = deque()
         self._loop = Loop()
         self._sessions = Sessions(config)
         transfers = FileRequests(config, self._sessions, self._loop)
@@ -111,15 +113,21 @@ class Server:
     def _on_deadline(self) -> None:
         self._supervisor.tick()
         self._leisure.step()
+        while self._due:
+            self._due.popleft()()
         end = self._end_of_lease()
         if end is not None and end <= time.monotonic():
             self._loop.stop()
 
     def _spawn(self, request: dict[str, Any], reply: Reply) -> None:
+        def spawn() -> None:
+            self._answer(self._kernels.spawn, request, reply)
+
+        # From the loop itself: how deep code of a session may recurse depends on where its process was forked.
         if request.get("warm"):  # a spare one, for which nobody waits, is forked when it costs least
-            self._leisure.call_after(lambda: self._answer(self._kernels.spawn, request, reply))
+            self._leisure.call_after(lambda: self._due.append(spawn))
         else:
-            self._kernels.spawn(request, reply)
+            self._due.append(spawn)
             self._leisure.begin()
 
     def _handle(self, request: dict[str, Any], reply: Reply) -> None:

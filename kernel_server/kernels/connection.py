@@ -277,11 +277,14 @@ class KernelConnection:
                 received = self._received
                 await anyio.sleep(QUIET_SECONDS)
 
-    async def wait_ready(self) -> None:
+    async def wait_ready(self, *, serving: bool = False) -> None:
         """Ready means that our subscription is in place: requests wait in the sockets until the kernel serves them.
 
         What shows it is any message on IOPub: `iopub_welcome` (JEP 65), or the status of a probe. ipykernel can miss the
         moment for the former, when it is sending just then, so probes follow until something comes.
+
+        Args:
+            serving: also that the kernel has got so far as to serve requests.
         """
         with anyio.move_on_after(PROBE_INTERVAL_SECONDS):
             await self._subscribed.wait()
@@ -289,6 +292,8 @@ class KernelConnection:
             await self.probe()
             with anyio.move_on_after(PROBE_INTERVAL_SECONDS):
                 await self._subscribed.wait()
+        if serving:
+            await self.probe()
 
     async def catch_up(self) -> None:
         """Ready, for a kernel that served another server before, and may be busy: `last_cell` is known as well."""
@@ -339,12 +344,14 @@ async def connect_kernel(
     identity: bytes = b"",
     *,
     resume: bool = False,
+    serving: bool = False,
 ) -> AsyncIterator[KernelConnection]:
     """Connects to a kernel whose sockets are bound, and waits until it is ready.
 
     Args:
         identity: to whom it replies; of a later server with the same one, it takes answers for questions to this one.
         resume: it has served another server before; `last_cell` has to be resumed next, if there is one.
+        serving: see `KernelConnection.wait_ready`.
         late: takes what is put out when no cell is running, or by the threads of earlier ones.
         dead: set when its process is gone, so that nobody waits for it to be ready.
 
@@ -369,7 +376,7 @@ async def connect_kernel(
             try:
                 with anyio.fail_after(RESUME_SECONDS if resume else READY_SECONDS):
                     async with running(end_when_dead):
-                        await (connection.catch_up() if resume else connection.wait_ready())
+                        await (connection.catch_up() if resume else connection.wait_ready(serving=serving))
             except TimeoutError as error:
                 raise KernelError(f"The kernel did not answer within {READY_SECONDS:g} s.") from error
             yield connection

@@ -139,12 +139,11 @@ class Lives:
             launched = life.launched = life.launched or await self._spawn(life)
             self.workspace = launched.workspace
             life.spawned.set()
+            spare = self._warm and life.generation == 1
             async with connect_kernel(
-                self._context, launched.connection, self.late, life.dead, self._identity, resume=resume
+                self._context, launched.connection, self.late, life.dead, self._identity, resume=resume, serving=spare
             ) as kernel:
                 life.kernel = kernel
-                if self._warm and life.generation == 1:
-                    await kernel.probe()
                 if self._last_death is not None and self._last_death.pid == life.pid:
                     life.dead.set()
                 life.ready.set()
