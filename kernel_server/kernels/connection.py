@@ -71,7 +71,7 @@ class KernelConnection:
         self._waiting: dict[str, _Waiting] = {}
         self._subscribed = anyio.Event()
         self._replayed = anyio.Event()
-        self._catching_up = False
+        self._catching_up = self._replaying = False
         self._gone = False
 
     # -- requests --------------------------------------------------------------------------------------------------
@@ -129,7 +129,8 @@ class KernelConnection:
     async def _follow(self, execution: Execution) -> None:
         """Has everything sent again, and asks for the reply until it is there: the one that was sent first is lost."""
         with suppress(KernelError):  # its end is told to everybody who waits
-            await self._replay()
+            self._replaying = True
+            self._replaying = not await self._replay()
             asked = False
             while execution.reply is None:
                 cell = await self._ask_last_cell()
@@ -145,13 +146,15 @@ class KernelConnection:
                 with anyio.move_on_after(FOLLOW_SECONDS):
                     await execution.replied.wait()
 
-    async def _replay(self) -> None:
+    async def _replay(self) -> bool:
+        """Has all sent again; False if it does not come in time."""
         for _ in range(REPLAYS):
             self._replayed = anyio.Event()
             await self._request("control", "replay_request", {"outputs": True})
             with anyio.move_on_after(REPLAY_SECONDS):
                 await self._replayed.wait()
-                return
+                return True
+        return False
 
     async def _ask_last_cell(self) -> LastCell | None:
         return last_cell_of(await self._request("control", "replay_request"))
@@ -247,7 +250,7 @@ class KernelConnection:
 
     def _route_iopub(self, msg_type: str, execution: Execution | None, content: dict[str, Any]) -> None:
         self._subscribed.set()
-        if msg_type == "replay":
+        if msg_type == "replay" and self._replaying:  # session code could send one, too
             self._route_replay(end=content.get("end") is True)
         elif self._catching_up:
             return  # it comes once more
