@@ -128,8 +128,8 @@ class ControlledHost:
     async def hold(self, *, sessions: bool) -> None:
         seconds = self._keep_seconds if sessions and self._keep_seconds else LEASE_SECONDS
         if seconds != self._lease:
-            self._lease = seconds
             await self._kernel_request("hold", lease_seconds=seconds)
+            self._lease = seconds
 
     def keep(self) -> bool:
         self.folder.kept = bool(self._keep_seconds)
