@@ -122,7 +122,10 @@ def describe_exit(status: int) -> dict[str, int]:
 
 
 def oom_kills() -> int:
-    """How often the memory limit killed something so far: `oom_kill` of our cgroup: memory.events (cgroup v2) or memory.oom_control (v1); 0 where neither is readable."""
+    """How often the memory limit killed something so far; 0 where that cannot be read.
+
+    `oom_kill` of our cgroup: memory.events (cgroup v2) or memory.oom_control (v1).
+    """
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         with suppress(OSError), open(path, encoding="ascii") as file:
             return int(dict(line.split() for line in file).get("oom_kill", 0))

@@ -318,7 +318,7 @@ def _warm_up(app: SessionKernelApp) -> None:
 
 
 def make_app() -> SessionKernelApp:
-    """The app with what is the same for every session; made before the fork, for 2 ms of each start."""
+    """The app with what is the same for every session; made before the fork."""
     app = SessionKernelApp.instance(transport="ipc", **PORTS)
     app.config.HistoryManager.enabled = False  # the transcript is the server's; no SQLite thread per kernel
     app.config.InteractiveShell.colors = "nocolor"

@@ -18,8 +18,8 @@ from typing import Any
 
 MODULES_FILE = "/opt/kernel_server/modules.json"
 MATPLOTLIB_CACHE = "/opt/kernel_server/matplotlib"
-# These look for the running shell when they are imported, so that they belong to the kernel's own process.
 MAX_PACKAGES, MAX_SHOWN_CHARACTERS = 5_000, 300  # a session can install any number, with any name
+# These look for the running shell when they are imported, so that they belong to the kernel's own process.
 NOT_BEFORE_FORK = ("matplotlib_inline",)
 # For readers of text who get 10 KB at a time: always with the shape, and folded at 200 columns instead of 80.
 PANDAS_OPTIONS = {
