@@ -56,7 +56,10 @@ SECOND_SHARE = 0.25  # of the starts that are two
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do: so many kills, users, sessions in a container (0: all), seconds of TTL; `pace` shortens all pauses."""
+    """What to do: so many kills, users, sessions in a container (0: all), seconds of TTL; `pace` shortens all pauses.
+
+    When all kills are done, work goes on until at least `cells` have finished.
+    """
 
     kills: int
     users: int = 4
@@ -64,6 +67,7 @@ class Plan:
     ttl: float = 25.0
     seed: str = "kills"
     pace: float = 1.0
+    cells: int = 0
 
 
 class Run:
@@ -77,7 +81,7 @@ class Run:
         self._leftovers = leftovers
         self._journals = JournalFolder(folder / "state" / "journals")
         self._random = random.Random(plan.seed)  # noqa: S311 - to be repeated
-        self._over = False
+        self._all_killed = False
         self._wish = ""  # a tool that somebody has to call now
         self._called = anyio.Event()
         self._reset_until = 0.0
@@ -91,8 +95,12 @@ class Run:
             for number in range(self._plan.users):
                 tasks.start_soon(self._use, number)
             await self._kill_all()
-            self._over = True
+            self._all_killed = True
         self.record.seconds = time.monotonic() - begun
+
+    @property
+    def _over(self) -> bool:
+        return self._all_killed and self.record.cells["finished"] >= self._plan.cells
 
     # -- kills -----------------------------------------------------------------------------------------------------
 

@@ -90,6 +90,7 @@ class SessionRecord:
         begun, last_used: monotonic time, which all processes of a machine share until it is started anew.
         submitted: how many cells it has taken.
         loss: what the next result has to tell of the end of an earlier kernel; "" for nothing.
+        lost: that kernel's number.
     """
 
     session_id: str
@@ -99,6 +100,7 @@ class SessionRecord:
     last_used: float
     submitted: int
     loss: str
+    lost: int = 0
 
 
 @dataclass(frozen=True)

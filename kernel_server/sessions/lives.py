@@ -100,14 +100,13 @@ class Lives:
         self._life = Life(record.generation)
         self.workspace = record.launched.workspace
         if record.loss:
-            self.loss = Loss(record.generation - 1, record.loss)
+            self.loss = Loss(record.lost, record.loss)
         if found == record.launched.pid:
             self._life.launched = record.launched
             return
         # It has died meanwhile, or that server has not got to say that it had started another one.
-        cause = explain_death(found if isinstance(found, Death) else None, False, self._host.description.memory)
-        text = record.loss or f"Since the last call: {cause} {explain_loss(record.generation + 1)}"
-        self.loss = Loss(record.generation, text)
+        if record.lost != record.generation:  # the end of this one is news
+            self._lose(found if isinstance(found, Death) else None)
         self._life = Life(record.generation + 1)
 
     def lose(self, text: str) -> None:
@@ -206,10 +205,14 @@ class Lives:
         """The kernel host reports that a kernel of this session has ended."""
         self._last_death = death
         if death.pid == self._life.pid and not self._life.dead.is_set():
-            cause = explain_death(death, False, self._host.description.memory)
-            text = f"Since the last call: {cause} {explain_loss(self._life.generation + 1)}"
-            self.loss = Loss(self._life.generation, text)
+            self._lose(death)
             self._life.dead.set()
+
+    def _lose(self, death: Death | None) -> None:
+        """The present kernel is gone: the next result tells of that, and not of those before it."""
+        cause = explain_death(death, False, self._host.description.memory)
+        text = f"Since the last call: {cause} {explain_loss(self.generation + 1)}"
+        self.loss = Loss(self.generation, text)
 
     async def kill(self) -> None:
         """Ends every process of the session; what is killed is told by `on_death`."""

@@ -20,7 +20,7 @@ from kernel_server.kernels.changes import Look
 from kernel_server.kernels.executions import END_OF_INPUT
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.sessions.jobs import TITLE_CHARACTERS, Job
-from kernel_server.sessions.lives import Life, Lives, first
+from kernel_server.sessions.lives import Life, Lives, Loss, first
 from kernel_server.sessions.results import Cell, CellResult
 from kernel_server.sessions.runs import STOP_SECONDS, Runner, record
 from kernel_server.text import one_line
@@ -131,9 +131,16 @@ class Session:
         if not self._remembered or life.launched is None or (self._ending and self._clear_at_end):
             return
         self._remembered, self._written = life.generation, time.monotonic()
-        loss = self._lives.loss.text if self._lives.loss else ""
+        loss = self._lives.loss or Loss(0, "")
         record = SessionRecord(
-            self.session_id, life.launched, life.generation, self.begun, self.last_used, self._submitted, loss
+            session_id=self.session_id,
+            launched=life.launched,
+            generation=life.generation,
+            begun=self.begun,
+            last_used=self.last_used,
+            submitted=self._submitted,
+            loss=loss.text,
+            lost=loss.generation,
         )
         try:
             self.host.remember(record)

@@ -90,6 +90,23 @@ async def test_death_of_a_kernel_while_there_was_no_server_is_told(servers: Serv
     assert result.result["generation"] == 2
 
 
+async def test_second_death_is_told_and_not_the_one_before_it_once_more(servers: Servers) -> None:
+    """Found by `make kills`: what was written down of the first death hid the second, and named the wrong generation."""
+    session_id = ""
+    for code in (3, 4):
+        server = await servers.start()
+        session_id = session_id or await server.begin("x = 1")
+        await server.send_cell(session_id, f"import os, time\ntime.sleep(1.5)\nos._exit({code})")
+        await anyio.sleep(0.5)
+        await server.kill()
+        await anyio.sleep(2)
+    server = await servers.start()
+    result = await server.call("run_code", session_id=session_id, code="'x' in globals()")
+    assert "exit code 4" in result.text
+    assert "(generation 3)" in result.text
+    assert result.result["generation"] == 3
+
+
 async def test_kernel_is_not_believed_what_it_ran(servers: Servers) -> None:
     """Ours: people read in the notebook what the agent did; code that hides itself must not change that."""
     first = await servers.start()
