@@ -10,7 +10,7 @@ from benchmarks.measure import Comparison, print_table
 
 PARTS = (
     *(spine.warm_cell, spine.first_dataframe, spine.memory, spine.files),
-    *(density.one_shot, density.many_inits, density.many_loops, density.private_memory),
+    *(density.server_start, density.one_shot, density.many_inits, density.many_loops, density.private_memory),
     *(results.look, results.large_outputs, results.flood, results.tokens),
 )
 

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Comparison, compare, in_turn
-from benchmarks.spine import IMPORTS, PYTHON, Server, bare_client, stock_kernel, stop_stock_kernels
+from benchmarks.spine import IMPORTS, PYTHON, Server, bare_client, connected, stock_kernel, stop_stock_kernels
 
 INITS = 32
 LOOPS = 8
 LOOP_SECONDS = 5.0
 ONE_SHOT_PAUSE_SECONDS = 0.6  # until a spare session stands ready again: calls of an agent are further apart
+
+
+async def server_start(server: Server) -> list[Comparison]:
+    """From the start of a server to its first answer and to its first result, against a container of its image."""
+    initialized: list[float] = []
+
+    async def ours() -> None:
+        begun = time.perf_counter()
+        async with connected() as client:
+            initialized.append(time.perf_counter() - begun)
+            await client.call("run_code", code="1+1")
+
+    async def docker_run() -> None:
+        command = ["docker", "run", "--rm", "--network", "none", server.container.image.id]
+        process = await asyncio.create_subprocess_exec(
+            *command, PYTHON, "-c", f"{IMPORTS}; print(1+1)", stdout=asyncio.subprocess.DEVNULL
+        )
+        await process.wait()
+
+    first, theirs = (seconds * 1e3 for seconds in await in_turn(7, ours, docker_run))
+    answered = statistics.median(initialized) * 1e3
+    return [
+        compare("server start to its first answer / docker run", answered, theirs, "ms", limit=900),
+        compare("server start to its first result / docker run", first, theirs, "ms", limit=2500),
+    ]
 
 
 async def one_shot(server: Server) -> list[Comparison]:

@@ -33,13 +33,23 @@ class Comparison:
 
 
 def compare(
-    what: str, ours: float, theirs: float, unit: str, *, at_most: float = 0, at_least: float = 0, faster: float = 0
+    what: str,
+    ours: float,
+    theirs: float,
+    unit: str,
+    *,
+    at_most: float = 0,
+    at_least: float = 0,
+    faster: float = 0,
+    limit: float = 0,
 ) -> Comparison:
-    """Ours against theirs; give one of `at_most` or `at_least` (ours / theirs) and `faster` (theirs / ours)."""
+    """Ours against theirs; give one of `at_most` or `at_least` (ours / theirs), `faster` (theirs / ours), `limit` (ours)."""
     if faster:
         ratio = theirs / ours
         return Comparison(what, ours, theirs, unit, f"at least {faster:g}x faster", ratio >= faster, ratio)
     ratio = ours / theirs
+    if limit:
+        return Comparison(what, ours, theirs, unit, f"at most {limit:g} {unit}", ours <= limit, ratio)
     if at_least:
         return Comparison(what, ours, theirs, unit, f"at least {at_least:g}x", ratio >= at_least, ratio)
     return Comparison(what, ours, theirs, unit, f"at most {at_most:g}x", ratio <= at_most, ratio)

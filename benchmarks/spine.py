@@ -92,8 +92,8 @@ class Server:
 
 
 @asynccontextmanager
-async def started_server(**settings: str) -> AsyncIterator[Server]:
-    """A server with its container running."""
+async def connected(**settings: str) -> AsyncIterator[Server]:
+    """A server that has answered, without a container yet."""
     with tempfile.TemporaryDirectory() as workdir:
         parameters = StdioServerParameters(
             command=sys.executable,
@@ -101,14 +101,20 @@ async def started_server(**settings: str) -> AsyncIterator[Server]:
             cwd=str(ROOT),
             env={**os.environ, "PY_EXEC_ON_EXIT": "remove", **settings},
         )
-        engine = docker.from_env()
-        before = {container.id for container in engine.containers.list()}
         async with Client(parameters) as client:
-            server = Server(client, None, Path(workdir))
-            await server.call("close_session", session_id=await server.init())
-            found = engine.containers.list(filters={"label": "kernel_server.run_dir"})
-            server.container = next(container for container in found if container.id not in before)
-            yield server
+            yield Server(client, None, Path(workdir))
+
+
+@asynccontextmanager
+async def started_server(**settings: str) -> AsyncIterator[Server]:
+    """A server with its container running."""
+    engine = docker.from_env()
+    before = {container.id for container in engine.containers.list()}
+    async with connected(**settings) as server:
+        await server.call("close_session", session_id=await server.init())
+        found = engine.containers.list(filters={"label": "kernel_server.run_dir"})
+        server.container = next(container for container in found if container.id not in before)
+        yield server
 
 
 async def bare_client(server: Server, session_id: str) -> AsyncKernelClient:
