@@ -98,6 +98,9 @@ def host_settings(settings: Settings) -> HostSettings:
         state_dir=settings.state_dir,
         ca_file=settings.ca_file,
         build_network=settings.build_network,
+        isolation=settings.isolation,
+        runtime=settings.runtime,
+        network=settings.network,
         instance=settings.instance,
         keep_seconds=settings.session_ttl if settings.on_exit == "keep" else 0.0,
     )

@@ -169,6 +169,26 @@ class Settings(BaseSettings):
         ge=0,
     )
     cpus: float = _setting("PY_EXEC_CPUS", 0.0, "CPUs of a container; 0 is all.", "a number, 0 or more", ge=0)
+    network: Literal["none", "bridge"] = _setting(
+        "PY_EXEC_NETWORK",
+        "none",
+        "Network of sessions: `none`, or `bridge`: that of Docker's default bridge, with everything that can be reached from there.",
+        "none or bridge",
+    )
+    isolation: Literal["standard", "strict"] = _setting(
+        "PY_EXEC_ISOLATION",
+        "standard",
+        "`standard` does with what the machine has, and says what is missing; `strict` starts no session where a layer of "
+        "isolation is missing.",
+        "standard or strict",
+    )
+    runtime: str = _setting(
+        "PY_EXEC_RUNTIME",
+        "",
+        "Runtime of containers, such as `runsc` (gVisor) or `kata-runtime`, as the engine knows it; empty is its default.",
+        "a runtime that `docker info` lists",
+        pattern=r"[A-Za-z0-9_.\-]*",
+    )
     preload: Annotated[list[str], NoDecode, BeforeValidator(_split)] = _setting(  # NoDecode: no JSON in the environment
         "PY_EXEC_PRELOAD",
         "numpy,pandas,matplotlib.pyplot",

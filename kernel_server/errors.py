@@ -5,6 +5,7 @@
     ├── EngineError               the container engine cannot do what we need
     │   ├── EngineUnavailable     none is running, or we may not talk to it
     │   ├── ImageUnavailable      an image cannot be found, pulled or built
+    │   ├── IsolationIncomplete   a layer is missing, and PY_EXEC_ISOLATION=strict
     │   └── HostLost              the container (or kernel host) is gone or does not answer
     ├── SessionError
     │   ├── SessionUnknown        this server never made that id
@@ -57,6 +58,21 @@ class EngineUnavailable(EngineError):
 
 class ImageUnavailable(EngineError):
     """An image is neither here nor can it be pulled or built."""
+
+
+class IsolationIncomplete(EngineError):
+    """A container has not every layer of isolation, and the settings ask for all.
+
+    Attributes:
+        missing: the layers.
+    """
+
+    def __init__(self, missing: list[str]) -> None:
+        self.missing = missing
+        super().__init__(
+            f"No session is started: PY_EXEC_ISOLATION=strict, and this machine lacks {'; '.join(missing)}. "
+            "kernel-server doctor says more; PY_EXEC_ISOLATION=standard does without."
+        )
 
 
 class HostLost(EngineError):

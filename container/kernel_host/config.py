@@ -6,6 +6,8 @@ import json
 import os
 from dataclasses import dataclass, field
 
+from .walls import WALLS
+
 CONFIG_VARIABLE = "KERNEL_HOST_CONFIG"
 
 
@@ -24,6 +26,9 @@ class Config:
         processors: how many the sessions may use together; 0 is all.
         workspace_bytes: how much the files of a session may take; 0 is no limit.
         supervise: whether to watch what the sessions use together; without it, tests show what they do to each other.
+        walls: what is to restrict sessions beside their UID, as far as Linux has it: see `walls`. Without isolation there are none.
+        internet: which internet sockets a session may have: `none`, `tcp` or `full`.
+        tcp_ports: the only ones to which a session may connect, where Linux has Landlock for TCP; None: no restriction.
         owner: SHA-256 (hexadecimal) of the token that a server shows; one that does not know it is refused.
         lease_seconds: how long to go on when no server holds the control socket, until one says otherwise.
         limits: resource limits of a session by name (`nproc`, `nofile`, `fsize`, `data`), in the units of setrlimit(2).
@@ -41,6 +46,9 @@ class Config:
     processors: float = 0.0
     workspace_bytes: int = 0
     supervise: bool = True
+    walls: list[str] = field(default_factory=lambda: list(WALLS))
+    internet: str = "full"
+    tcp_ports: list[int] | None = None
     owner: str = ""
     lease_seconds: float = 10.0
     limits: dict[str, int] = field(default_factory=dict)

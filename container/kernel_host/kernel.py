@@ -35,6 +35,7 @@ from .record import Record
 from .shell import SessionShell
 from .streams import SessionOutStream  # noqa: F401 - named below
 from .variables import Variables
+from .walls import Walls
 
 # Names of the sockets: jupyter_client's ipc transport appends "-<port>" to `ip`.
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
@@ -52,7 +53,7 @@ Message = dict[str, Any]
 class KernelLaunch:
     """What a child needs to become a session's kernel; `uid` and `host_uid` are None without isolation.
 
-    With `warm` it goes through what a first cell needs before it serves.
+    With `warm` it goes through what a first cell needs before it serves. `shared` is the shared folder.
     """
 
     session_id: str
@@ -65,6 +66,8 @@ class KernelLaunch:
     limits: dict[str, int]
     environment: dict[str, str]
     warm: bool = False
+    shared: str = ""
+    walls: Walls | None = None
 
 
 class SessionKernel(IPythonKernel):
@@ -283,6 +286,10 @@ def run(
     app = make_app()
     app.ip = f"{launch.run_dir}/s"
     app.config.Session.key = launch.key
+    if launch.uid is not None:
+        identity.yield_to_host()
+    if launch.walls is not None:  # before there is a second thread, which they would not restrict
+        launch.walls.raise_around([launch.workspace, launch.private], launch.run_dir, launch.shared)
     with nullcontext() if launch.host_uid is None else identity.acting_as(launch.host_uid):
         app.bind_channels()
     bound()
@@ -290,7 +297,6 @@ def run(
     if launch.uid is None:
         identity.die_with_parent()
     else:
-        identity.yield_to_host()
         identity.become(launch.uid)
         identity.make_dumpable()
     os.umask(0o022)

@@ -16,6 +16,7 @@ from .config import Config
 from .loop import Loop, Reply
 from .sessions import Session, Sessions
 from .usage import container_memory, machine_memory, usage
+from .walls import Walls
 
 SPAWN_SECONDS = 30.0
 
@@ -24,9 +25,15 @@ class KernelRequests:
     """Answers them; `on_death` is told when a kernel has ended."""
 
     def __init__(
-        self, config: Config, sessions: Sessions, loop: Loop, on_death: Callable[[dict[str, Any]], None]
+        self,
+        config: Config,
+        walls: Walls,
+        sessions: Sessions,
+        loop: Loop,
+        on_death: Callable[[dict[str, Any]], None],
     ) -> None:
         self._config = config
+        self._walls = walls
         self._sessions = sessions
         self._loop = loop
         self._on_death = on_death
@@ -54,6 +61,8 @@ class KernelRequests:
                 limits=self._config.limits,
                 environment=self._config.environment,
                 warm=bool(request.get("warm")),
+                shared=self._config.shared_dir,
+                walls=self._walls if self._sessions.isolated else None,
             )
             answer = {"pid": os.getpid(), "key": key, "ip": f"{session.slot}/s", "workspace": launch.workspace}
 

@@ -29,6 +29,7 @@ from .preload import preload, rehearse, warm_up
 from .sessions import Sessions
 from .supervisor import Supervisor
 from .transfers import FileRequests
+from .walls import Walls, layers
 
 
 class Server:
@@ -41,11 +42,12 @@ class Server:
         self._due: deque[Callable[[], None]] = deque()
         self._loop = Loop()
         self._sessions = Sessions(config)
+        walls = Walls.here(config.walls, config.internet, config.tcp_ports)
         transfers = FileRequests(config, self._sessions, self._loop)
         self._connections = Connections(
-            self._loop, config.owner, _hello(config, preloaded), self._handle, transfers.unstage_all
+            self._loop, config.owner, _hello(config, walls, preloaded), self._handle, transfers.unstage_all
         )
-        self._kernels = KernelRequests(config, self._sessions, self._loop, self._connections.broadcast)
+        self._kernels = KernelRequests(config, walls, self._sessions, self._loop, self._connections.broadcast)
         self._supervisor = Supervisor(config, self._sessions, self._loop, self._kernels.stop)
         self._operations: dict[str, Callable[[dict[str, Any], Reply], None]] = {
             "spawn": self._spawn,
@@ -167,7 +169,7 @@ def _improvements() -> Iterator[None]:
     yield from immortalize()
 
 
-def _hello(config: Config, preloaded: list[str]) -> dict[str, Any]:
+def _hello(config: Config, walls: Walls, preloaded: list[str]) -> dict[str, Any]:
     return {
         "event": "hello",
         "protocol": PROTOCOL,
@@ -175,6 +177,7 @@ def _hello(config: Config, preloaded: list[str]) -> dict[str, Any]:
         "preloaded": preloaded,
         "isolation": config.isolation,
         "capabilities": identity.effective_capabilities(),
+        "layers": layers(walls),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ from kernel_server.care.check import Check
 from kernel_server.care.holes import HOLES, is_mended, is_packaged, parse_version
 from kernel_server.config import Settings
 from kernel_server.errors import EngineUnavailable, ImageUnavailable
+from kernel_server.hosts.containers import LANDLOCK_ABI
 from kernel_server.hosts.engine import Engine, EngineFacts
 from kernel_server.hosts.images import ImageRequest, find_ready
 from kernel_server.text import human_size
 
 REQUEST_TIMEOUT = 10.0  # seconds for an answer: a person is waiting
 OLDEST_API = (1, 41)  # of Docker 20.10, the oldest with which this was tried
+LANDLOCK_CREATE_RULESET = 444  # system call, the same on every architecture
 IMAGE_BYTES = 1_000_000_000  # about what the default image takes
 
 
@@ -48,6 +51,9 @@ def check_engine(engine: Engine, settings: Settings) -> Iterator[Check]:
     yield _users(engine)
     yield _limits(facts)
     yield _profiles(facts)
+    yield _landlock(settings)
+    if settings.runtime:
+        yield _runtime(facts, settings.runtime)
     yield from _storage(engine.address, facts, settings)
     yield _image(engine, settings)
 
@@ -127,6 +133,24 @@ def _profiles(facts: EngineFacts) -> Check:
         )
         return Check("warn", "profiles", "no seccomp: sessions can make every system call", mend)
     return Check("ok", "profiles", finding)
+
+
+def _landlock(settings: Settings) -> Check:
+    version = max(0, ctypes.CDLL(None).syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), 1))  # landlock(7)
+    if version >= LANDLOCK_ABI:
+        return Check("ok", "Landlock", f"ABI {version}: restricts files, TCP and signals of sessions")
+    finding = (
+        f"ABI {version} restricts only a part of sessions" if version else "none: user ids alone separate sessions"
+    )
+    mend = "Linux 6.12 or newer has all that is used of it; `lsm=` on the kernel's command line must name landlock."
+    return Check("FAIL" if settings.isolation == "strict" else "warn", "Landlock", finding, mend)
+
+
+def _runtime(facts: EngineFacts, runtime: str) -> Check:
+    if runtime in facts.runtimes:
+        return Check("ok", "runtime", f"{runtime} is known to the engine")
+    mend = f"Install it and name it in /etc/docker/daemon.json, or choose another PY_EXEC_RUNTIME: {', '.join(facts.runtimes)}."
+    return Check("FAIL", "runtime", f"the engine has no runtime {runtime}", mend)
 
 
 def _storage(address: str, facts: EngineFacts, settings: Settings) -> Iterator[Check]:

@@ -20,6 +20,9 @@ class HostSettings:
         session_max: how many sessions there may be in one host.
         per_host: the same as it was set; 0 where all are in one.
         instance: servers that have the same take over each other's kernel hosts.
+        isolation: `standard`, or `strict`: a layer of isolation that is missing is an error.
+        runtime: of the engine's runtimes, such as `runsc`; "" is its default.
+        network: `none` or `bridge`.
         keep_seconds: how long a host with sessions goes on when its server has gone, for a later one; 0 is not at all.
     """
 
@@ -34,6 +37,9 @@ class HostSettings:
     state_dir: Path
     ca_file: Path | None
     build_network: str
+    isolation: str = "standard"
+    runtime: str = ""
+    network: str = "none"
     instance: str = ""
     keep_seconds: float = 0.0
 
@@ -50,6 +56,7 @@ class HostDescription:
         image: reference of the image, or "" without one.
         limits: one line, or "".
         hints: sentences about the limits of a session, by what an error says when one is hit (its name, or `[Errno n]`).
+        printed_hints: the same by what programs print.
         memory: limit of all sessions together as it is written in settings, or "".
         network: one line.
     """
@@ -63,6 +70,7 @@ class HostDescription:
     memory: str
     network: str
     hints: dict[str, str] = field(default_factory=dict)
+    printed_hints: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

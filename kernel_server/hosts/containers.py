@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kernel_server.errors import IsolationIncomplete
 from kernel_server.hosts.base import HostDescription, HostSettings
 from kernel_server.hosts.controlled import LEASE_SECONDS
 from kernel_server.hosts.engine import ContainerSpec
@@ -22,6 +23,15 @@ KERNEL_HOST = "/opt/kernel_server/kernel_host"
 CA_BUNDLE = "/opt/kernel_server/ca-bundle.crt"
 # What kernel_host needs to make a session: become its UID, give it its folder, end its processes.
 CAPABILITIES = ("SETUID", "SETGID", "CHOWN", "KILL")
+CAPABILITY_NUMBERS = {"CHOWN": 0, "KILL": 5, "SETGID": 6, "SETUID": 7}  # linux/capability.h
+# How libraries and programs say that they reach nobody.
+NETWORK_ERRORS = (
+    *("gaierror", "URLError", "ConnectionError", "ConnectError", "MaxRetryError", "ClientConnectorDNSError"),
+    *("NewConnectionError", "NameResolutionError", "[Errno 101]", "[Errno -3]", "Temporary failure in name resolution"),
+)
+NETWORK_FAILURES = ("Temporary failure in name resolution", "Could not resolve host", "Network is unreachable")
+NO_NETWORK = "Sessions have no network (PY_EXEC_NETWORK=none). cp_in brings files in."
+LANDLOCK_ABI = 6  # restricts files, TCP, signals and abstract sockets
 PROCESSES_PER_SESSION = 256  # threads count too; a kernel has about 12
 OPEN_FILES_PER_SESSION = 4_096
 SHM_BYTES = 256 << 20
@@ -64,10 +74,10 @@ def container_spec(
         "processors": settings.cpus,
         "workspace_bytes": settings.workspace_size,
         "owner": place.owner,
+        **_internet(settings),
         "lease_seconds": LEASE_SECONDS,
         "limits": limits,
-        # There is no network: pip fails at once instead of after five tries.
-        "environment": {"PIP_RETRIES": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        "environment": {"PIP_DISABLE_PIP_VERSION_CHECK": "1", **_without_network(settings)},
     }
     return ContainerSpec(
         name=name,
@@ -83,7 +93,19 @@ def container_spec(
         cpus=settings.cpus,
         pids=PROCESSES_PER_SESSION * settings.session_max + 64,
         shm_bytes=SHM_BYTES,
+        network=settings.network,
+        runtime=settings.runtime,
     )
+
+
+def _internet(settings: HostSettings) -> dict[str, Any]:
+    """Without a network there is the loopback device, which all sessions of a container share: no wall is between them."""
+    closed = settings.network == "none" and settings.per_host != 1
+    return {"internet": "none" if closed else "full", "tcp_ports": [] if closed else None}
+
+
+def _without_network(settings: HostSettings) -> dict[str, str]:
+    return {"PIP_RETRIES": "0"} if settings.network == "none" else {}  # pip fails at once instead of after five tries
 
 
 def describe(hello: dict[str, Any], settings: HostSettings, image: str) -> HostDescription:
@@ -94,17 +116,55 @@ def describe(hello: dict[str, Any], settings: HostSettings, image: str) -> HostD
         limits.append(f"{human_binary(settings.workspace_size)} of files")
     if settings.cpus:
         limits.append(f"{settings.cpus:g} CPUs")
+    missing = missing_layers(hello)
+    if missing and settings.isolation == "strict":
+        raise IsolationIncomplete(missing)
+    without_network = NO_NETWORK if settings.network == "none" else ""
     return HostDescription(
         engine="docker",
-        isolation=f"container{_own(settings.per_host)} with a read-only system and no capabilities, a user id of its own per session",
+        isolation=_isolation(settings, hello, missing),
         python=str(hello["python"]),
         preloaded=[str(name) for name in hello["preloaded"]],
         image=image,
         limits=", ".join(filter(None, limits)),
         memory=human_binary(settings.memory) if settings.memory else "",
-        network="none",
-        hints=_hints(settings),
+        network=_network(settings),
+        hints={**_hints(settings), **dict.fromkeys(NETWORK_ERRORS, without_network)},
+        printed_hints=dict.fromkeys(NETWORK_FAILURES, without_network),
     )
+
+
+def _isolation(settings: HostSettings, hello: dict[str, Any], missing: list[str]) -> str:
+    walls = ["a read-only system", "no capabilities"]
+    layers = hello.get("layers", {})
+    if layers.get("seccomp"):
+        walls.append("filtered system calls")
+    if layers.get("landlock"):
+        walls.append(f"Landlock (ABI {layers['landlock']})")
+    runtime = f" of the runtime {settings.runtime}" if settings.runtime else ""
+    text = f"container{_own(settings.per_host)}{runtime} with {', '.join(walls)}; a user id of its own per session"
+    return f"{text}. MISSING on this machine: {'; '.join(missing)}" if missing else text
+
+
+def missing_layers(hello: dict[str, Any]) -> list[str]:
+    """What a kernel host says that it lacks of the layers that each container and session is to have, for people."""
+    layers = hello.get("layers", {})
+    expected = sum(1 << CAPABILITY_NUMBERS[name] for name in CAPABILITIES)
+    found = {
+        "a read-only system": layers.get("read_only"),
+        "no-new-privileges": layers.get("no_new_privs"),
+        "the engine's seccomp profile": layers.get("engine_seccomp"),
+        "the filter of system calls (x86_64 and aarch64 have it)": layers.get("seccomp"),
+        "Landlock (Linux 6.12 or newer has all that is used of it)": layers.get("landlock", 0) >= LANDLOCK_ABI,
+        "the right capabilities": int(str(hello.get("capabilities", "0")), 16) == expected,
+    }
+    return [name for name, there in found.items() if not there]
+
+
+def _network(settings: HostSettings) -> str:
+    if settings.network != "none":
+        return f"{settings.network} (PY_EXEC_NETWORK)"
+    return "none, but for 127.0.0.1" if settings.per_host == 1 else "none"
 
 
 def _own(per_host: int) -> str:
@@ -112,19 +172,19 @@ def _own(per_host: int) -> str:
 
 
 def _hints(settings: HostSettings) -> dict[str, str]:
-    processes = f"A session may have {PROCESSES_PER_SESSION} processes and threads at a time."
+    processes = f"Limit: A session may have {PROCESSES_PER_SESSION} processes and threads at a time."
     hints = {
         "[Errno 11]": processes,
         "can't start new thread": processes,
-        "[Errno 24]": f"A process may have {OPEN_FILES_PER_SESSION} files open at a time.",
-        "[Errno 28]": f"/tmp and /dev/shm hold {human_binary(TMP_BYTES)} each, for all sessions.",  # noqa: S108
+        "[Errno 24]": f"Limit: A process may have {OPEN_FILES_PER_SESSION} files open at a time.",
+        "[Errno 28]": f"Limit: /tmp and /dev/shm hold {human_binary(TMP_BYTES)} each, for all sessions.",
     }
     if settings.session_memory:
         limit = human_binary(settings.session_memory)
-        hints["MemoryError"] = f"A process may use {limit} of memory (PY_EXEC_SESSION_MEMORY)."
+        hints["MemoryError"] = f"Limit: A process may use {limit} of memory (PY_EXEC_SESSION_MEMORY)."
     if settings.workspace_size:
         limit = human_binary(settings.workspace_size)
-        hints["[Errno 27]"] = f"The files of a session may take {limit} (PY_EXEC_WORKSPACE_SIZE)."
+        hints["[Errno 27]"] = f"Limit: The files of a session may take {limit} (PY_EXEC_WORKSPACE_SIZE)."
     return hints
 
 

@@ -66,6 +66,7 @@ class EngineFacts:
         components: version by name in lower case, such as "runc" → "1.1.5+ds1".
         security: profile by name, such as "seccomp" → "default", "apparmor" → "".
         without: limits of containers that it cannot enforce.
+        runtimes: that containers may have.
         root_folder: where it keeps images and volumes, on its machine.
     """
 
@@ -77,6 +78,7 @@ class EngineFacts:
     cgroup_version: str
     cgroup_driver: str
     without: tuple[str, ...]
+    runtimes: tuple[str, ...]
     storage_driver: str
     root_folder: str
 
@@ -129,7 +131,7 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class ContainerSpec:
-    """A container without network, with a read-only root, no-new-privileges and no capability but those named.
+    """A container with a read-only root, no-new-privileges and no capability but those named.
 
     Attributes:
         binds: host path → container path.
@@ -138,6 +140,8 @@ class ContainerSpec:
         memory, shm_bytes: bytes; 0 is no limit of memory.
         cpus: 0 is all.
         pids: processes and threads at a time.
+        network: mode of its network, such as "none".
+        runtime: "" is the engine's default.
     """
 
     name: str
@@ -153,6 +157,8 @@ class ContainerSpec:
     cpus: float
     pids: int
     shm_bytes: int
+    network: str = "none"
+    runtime: str = ""
 
 
 class NameTaken(EngineError):
@@ -253,6 +259,7 @@ class Engine:
             cgroup_version=str(info.get("CgroupVersion") or "1"),
             cgroup_driver=str(info.get("CgroupDriver", "")),
             without=tuple(limit for key, limit in limits.items() if info.get(key) is False),
+            runtimes=tuple(sorted(map(str, info.get("Runtimes") or ()))),
             storage_driver=str(info.get("Driver", "")),
             root_folder=str(info.get("DockerRootDir", "")),
         )
@@ -389,10 +396,11 @@ class Engine:
             memswap_limit=spec.memory or None,
             mounts=mounts,
             nano_cpus=int(spec.cpus * 1e9) or None,
-            network_mode="none",
+            network_mode=spec.network,
             oom_score_adj=500,
             pids_limit=spec.pids,
             read_only=True,
+            runtime=spec.runtime or None,
             security_opt=["no-new-privileges"],
             shm_size=spec.shm_bytes,
             tmpfs=dict(spec.tmpfs),

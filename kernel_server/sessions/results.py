@@ -6,10 +6,12 @@ import signal
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kernel_server.hosts.base import Death, Exceeded
+from kernel_server.hosts.base import Death, Exceeded, HostDescription
 from kernel_server.kernels.changes import Changes
-from kernel_server.kernels.outputs import Error, Outputs
+from kernel_server.kernels.outputs import Outputs, Stream
 from kernel_server.text import human_size
+
+PRINTED_CHARACTERS = 4_000  # of each of the last two outputs: there programs say why they have failed
 
 Status = Literal["ok", "error", "running", "interrupted", "timeout", "died"]
 
@@ -101,12 +103,16 @@ def _explain_limit(exceeded: Exceeded) -> str:
     )
 
 
-def explain_error(error: Error | None, hints: dict[str, str]) -> list[str]:
-    """Which limit of the session an exception comes from, if it is one."""
-    if error is None:
-        return []
-    what = f"{error.ename}: {error.evalue}"
-    return [f"Limit: {hint}" for sign, hint in hints.items() if sign in what][:1]
+def explain_error(outputs: Outputs, description: HostDescription) -> list[str]:
+    """Which limit of the session an exception comes from, or what a program printed last, if it is one."""
+    error = outputs.error
+    found = [(f"{error.ename}: {error.evalue}", description.hints)] if error else []
+    found += [
+        (stream.text[-PRINTED_CHARACTERS:], description.printed_hints)
+        for stream in outputs.items[-2:]
+        if isinstance(stream, Stream)
+    ]
+    return [hint for what, hints in found for sign, hint in hints.items() if hint and sign in what][:1]
 
 
 def _signal_name(number: int) -> str:

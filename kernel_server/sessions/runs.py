@@ -142,8 +142,7 @@ class Runner:
         if self.lives.loss is not None:
             result.notes.append(self.lives.loss.text)
         result.status = stopped or _status(execution)
-        if result.status == "error":
-            result.notes += explain_error(execution.outputs.error, self.host.description.hints)
+        result.notes += explain_error(execution.outputs, self.host.description)
 
 
 def _status(execution: Execution) -> Status:

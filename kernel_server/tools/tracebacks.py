@@ -32,10 +32,6 @@ HINTS = {
     "StdinNotImplementedError": "Nobody can answer input() or getpass() here. Put the value into the code, "
     "or write it into a file with edit_file and read that.",
     "ModuleNotFoundError": "list_packages names what can be imported.",
-    **dict.fromkeys(
-        ("gaierror", "URLError", "ConnectionError", "ConnectError", "MaxRetryError", "ClientConnectorDNSError"),
-        "A session in a container has no network; cp_in brings files in.",
-    ),
 }
 
 _RULE = re.compile(r"-{20,}$")

@@ -24,7 +24,12 @@ pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
 ANSWER_SECONDS = 2.0  # issue 4
 SETTINGS = {"PY_EXEC_MEMORY": "1500m", "PY_EXEC_SESSION_MEMORY": "1g", "PY_EXEC_WORKSPACE_SIZE": "300m"}
-WITHOUT: dict[str, dict[str, Any]] = {"unsupervised": {"supervise": False}, "unlimited": {"limits": {}}}
+# The filter of system calls would keep sessions from memfd_create and System V; the supervisor has to hold without it.
+WITHOUT: dict[str, dict[str, Any]] = {
+    "protected": {"walls": ["landlock"]},
+    "unsupervised": {"walls": ["landlock"], "supervise": False},
+    "unlimited": {"limits": {}},
+}
 KEPT = 100_000_000  # bytes of the other session
 KEEP = f"kept = bytearray(b'x') * {KEPT}"
 START = "import subprocess, sys, time\ndef start(code): return subprocess.Popen([sys.executable, '-c', code])\n"

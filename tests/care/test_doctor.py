@@ -66,7 +66,7 @@ def test_all_is_looked_at_and_nothing_fails_where_everything_works(tmp_path: Pat
     checks = _by_what(done.stdout)
     assert {
         "python", "packages", "WORKDIR_IN", "WORKDIR_OUT", "state folder", "run folder", "engine", "version",
-        "known holes", "users", "limits", "profiles", "storage", "engine's disk", "image", "leftovers",
+        "known holes", "users", "limits", "profiles", "Landlock", "storage", "engine's disk", "image", "leftovers",
     } <= checks.keys()  # fmt: skip
     with docker_client() as client:
         version, info = client.version(), client.info()
@@ -195,3 +195,27 @@ def test_a_missing_and_an_old_package_fail_by_name(
     problems = checks["packages"].partition("\n")[0].split("; ")
     assert [problem.split(" is ")[0] for problem in problems] == ["FAIL no-such-package", "anyio", "docker"]
     assert problems[1].endswith("needs >=999.1")
+
+
+@pytest.mark.docker
+def test_unknown_runtime_is_told_with_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Issue 6: PY_EXEC_RUNTIME."""
+    code, checks = found(capsys, PY_EXEC_RUNTIME="no-such-runtime")
+    assert code == 1
+    assert checks["runtime"].startswith("FAIL the engine has no runtime no-such-runtime")
+    assert "runc" in checks["runtime"]
+    _, checks = found(capsys, PY_EXEC_RUNTIME="runc")
+    assert checks["runtime"].startswith("ok")
+
+
+@pytest.mark.docker
+def test_missing_landlock_is_told_and_fails_where_it_is_demanded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 6: doctor says which layers are on."""
+    monkeypatch.setattr(engine_checks, "LANDLOCK_ABI", 1_000)  # a Linux that has not enough of it
+    _, checks = found(capsys)
+    assert checks["Landlock"].startswith("warn ABI")
+    code, checks = found(capsys, PY_EXEC_ISOLATION="strict")
+    assert code == 1
+    assert checks["Landlock"].startswith("FAIL ABI")

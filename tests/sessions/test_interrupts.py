@@ -37,7 +37,7 @@ STOPPED = {
     "shell escape": "begin()\n!sleep 100",
     "pool of processes": "with multiprocessing.get_context('fork').Pool(2) as pool: pool.map(nap, [1, 2])",
     "select": "begin(); select.select([], [], [])",
-    "socket": "s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen(); begin(); s.accept()",
+    "socket": "s = socket.socket(socket.AF_UNIX); s.bind('s'); s.listen(); begin(); s.accept()",
     "queue": "begin(); queue.Queue().get()",
     "thread": "t = threading.Thread(target=nap, args=[1], daemon=True); t.start(); t.join()",
     "await": "await doze(1)",
