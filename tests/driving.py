@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
+import pytest
 from mcp import Client
 from mcp.types import CallToolResult, ImageContent, TextContent
 
 from kernel_server.app import create_server
 from kernel_server.config import load_settings
+from kernel_server.hosts import containers, docker
+from kernel_server.hosts.engine import ContainerSpec
 
 T = TypeVar("T")
 
@@ -151,6 +155,21 @@ async def serving(folder: Path, engine: str, **settings: str) -> AsyncIterator[K
     }
     async with Client(create_server(load_settings(given))) as client:
         yield Kit(client, engine, **kit_folders)
+
+
+@contextmanager
+def kernel_host_given(changes: dict[str, Any]) -> Iterator[None]:
+    """Containers that are started in the block have another configuration of kernel_host: without one of its layers, say."""
+    made = containers.container_spec
+
+    def spec(*arguments: Any) -> ContainerSpec:
+        usual = made(*arguments)
+        config = json.loads(usual.environment["KERNEL_HOST_CONFIG"]) | changes
+        return replace(usual, environment={"KERNEL_HOST_CONFIG": json.dumps(config)})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(docker, "container_spec", spec)
+        yield
 
 
 @asynccontextmanager

@@ -27,9 +27,12 @@ CAPABILITY_NUMBERS = {"CHOWN": 0, "KILL": 5, "SETGID": 6, "SETUID": 7}  # linux/
 # How libraries and programs say that they reach nobody.
 NETWORK_ERRORS = (
     *("gaierror", "URLError", "ConnectionError", "ConnectError", "MaxRetryError", "ClientConnectorDNSError"),
-    *("NewConnectionError", "NameResolutionError", "[Errno 101]", "[Errno -3]", "Temporary failure in name resolution"),
+    *("NewConnectionError", "NameResolutionError", "[Errno 101]", "[Errno -2]", "[Errno -3]", "name resolution"),
 )
-NETWORK_FAILURES = ("Temporary failure in name resolution", "Could not resolve host", "Network is unreachable")
+NETWORK_FAILURES = (
+    *("Temporary failure in name resolution", "Could not resolve host", "Name or service not known"),
+    "Network is unreachable",
+)
 NO_NETWORK = "Sessions have no network (PY_EXEC_NETWORK=none). cp_in brings files in."
 LANDLOCK_ABI = 6  # restricts files, TCP, signals and abstract sockets
 PROCESSES_PER_SESSION = 256  # threads count too; a kernel has about 12

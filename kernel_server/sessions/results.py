@@ -11,7 +11,8 @@ from kernel_server.kernels.changes import Changes
 from kernel_server.kernels.outputs import Outputs, Stream
 from kernel_server.text import human_size
 
-PRINTED_CHARACTERS = 4_000  # of each of the last two outputs: there programs say why they have failed
+# In the end of what they print, programs say why they have failed.
+PRINTED_OUTPUTS, PRINTED_CHARACTERS = 8, 4_000
 
 Status = Literal["ok", "error", "running", "interrupted", "timeout", "died"]
 
@@ -106,13 +107,15 @@ def _explain_limit(exceeded: Exceeded) -> str:
 def explain_error(outputs: Outputs, description: HostDescription) -> list[str]:
     """Which limit of the session an exception comes from, or what a program printed last, if it is one."""
     error = outputs.error
-    found = [(f"{error.ename}: {error.evalue}", description.hints)] if error else []
-    found += [
-        (stream.text[-PRINTED_CHARACTERS:], description.printed_hints)
-        for stream in outputs.items[-2:]
-        if isinstance(stream, Stream)
-    ]
-    return [hint for what, hints in found for sign, hint in hints.items() if hint and sign in what][:1]
+    said = f"{error.ename}: {error.evalue}" if error else ""
+    printed = "".join(
+        item.text[-PRINTED_CHARACTERS:] for item in outputs.items[-PRINTED_OUTPUTS:] if isinstance(item, Stream)
+    )
+    for what, hints in ((said, description.hints), (printed, description.printed_hints)):
+        for sign, hint in hints.items():
+            if hint and sign in what:
+                return [hint]
+    return []
 
 
 def _signal_name(number: int) -> str:

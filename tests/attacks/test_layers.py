@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kernel_server.hosts import containers, docker
-from kernel_server.hosts.engine import ContainerSpec
-from tests.driving import containers_of_this_process, serving
+from tests.driving import containers_of_this_process, kernel_host_given, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
@@ -57,21 +52,6 @@ assert os.path.exists('/proc/self/maps') and os.sched_getaffinity(0) and os.cpu_
 """
 
 
-@pytest.fixture
-def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """What the kernel host's configuration is to have instead of the usual."""
-    changes: dict[str, Any] = {}
-    made = containers.container_spec
-
-    def spec(*arguments: Any) -> ContainerSpec:
-        usual = made(*arguments)
-        config = json.loads(usual.environment["KERNEL_HOST_CONFIG"]) | changes
-        return replace(usual, environment={"KERNEL_HOST_CONFIG": json.dumps(config)})
-
-    monkeypatch.setattr(docker, "container_spec", spec)
-    yield changes
-
-
 async def test_data_stack_works_behind_all_walls(docker_engine: None, tmp_path: Path) -> None:
     """Issue 6: without breaking the data stack; `strict` is the control that all layers are on."""
     async with serving(tmp_path, "docker", **STRICT) as kit, kit.session() as session:
@@ -83,20 +63,21 @@ async def test_data_stack_works_behind_all_walls(docker_engine: None, tmp_path: 
 
 @pytest.mark.parametrize("missing", ["seccomp", "landlock"])
 async def test_strict_starts_nothing_where_a_layer_is_missing(
-    docker_engine: None, tmp_path: Path, without: dict[str, Any], missing: str
+    docker_engine: None, tmp_path: Path, missing: str
 ) -> None:
     """Issue 6: `strict` refuses and says what is missing; `standard` says it in each init."""
-    without["walls"] = [name for name in ("seccomp", "landlock") if name != missing]
+    walls = [name for name in ("seccomp", "landlock") if name != missing]
     sign = {"seccomp": "the filter of system calls", "landlock": "Landlock"}[missing]
-    async with serving(tmp_path / "strict", "docker", **STRICT) as kit:
-        refused = await kit.call("init")
-        assert refused.is_error
-        assert sign in refused.text
-        assert "PY_EXEC_ISOLATION=standard" in refused.text
-        assert containers_of_this_process() == []
-    async with serving(tmp_path / "standard", "docker", **SETTINGS) as kit:
-        said = (await kit.call("init")).text
-        assert f"MISSING on this machine: {sign}" in said
+    with kernel_host_given({"walls": walls}):
+        async with serving(tmp_path / "strict", "docker", **STRICT) as kit:
+            refused = await kit.call("init")
+            assert refused.is_error
+            assert sign in refused.text
+            assert "PY_EXEC_ISOLATION=standard" in refused.text
+            assert containers_of_this_process() == []
+        async with serving(tmp_path / "standard", "docker", **SETTINGS) as kit:
+            said = (await kit.call("init")).text
+            assert f"MISSING on this machine: {sign}" in said
 
 
 async def test_unknown_runtime_is_an_error_that_names_it(docker_engine: None, tmp_path: Path) -> None:

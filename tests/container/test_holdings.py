@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.driving import Handle
+from tests.driving import Handle, Kit, in_own_task, kernel_host_given, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
@@ -30,6 +31,24 @@ def mapped(path):
     with open(path, 'r+b') as opened: made = mmap.mmap(opened.fileno(), 0)
     return made if made[::4096] else None
 """
+
+
+@pytest.fixture(scope="module")
+async def server(
+    docker_engine: None, anyio_backend: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Kit]:
+    """Without the filter of system calls: a session can then hold memory in every way."""
+    with kernel_host_given({"walls": []}):
+        async with in_own_task(serving(tmp_path_factory.mktemp("holdings"), "docker")) as kit:
+            yield kit
+
+
+@pytest.fixture
+async def docker_session(server: Kit) -> AsyncIterator[Handle]:
+    async with server.session() as session:
+        yield session
+
+
 ABOUT = 8  # MB: what else processes do
 
 
