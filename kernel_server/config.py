@@ -26,6 +26,8 @@ CA_VARIABLES = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 ENGINE_VARIABLES = ("DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY")
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
+# A name or IPv4 address, with a port if it is not a usual one; `*.` stands for all names below.
+_HOST = re.compile(r"(\*\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*(:[0-9]{1,5})?")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -48,6 +50,14 @@ def _existing_file(path: Path) -> Path:
     if not path.is_file():
         raise ValueError("there is no such file")
     return path
+
+
+def _network(value: str) -> str:
+    text = value.strip().lower()
+    hosts = [host.strip() for host in text.removeprefix("allow:").split(",")] if text.startswith("allow:") else []
+    if (text in ("none", "bridge") or text.startswith("allow:")) and all(map(_HOST.fullmatch, filter(None, hosts))):
+        return f"allow:{','.join(filter(None, hosts))}" if text.startswith("allow:") else text
+    raise ValueError("no such network")
 
 
 Bytes = Annotated[int, BeforeValidator(parse_size)]
@@ -169,11 +179,12 @@ class Settings(BaseSettings):
         ge=0,
     )
     cpus: float = _setting("PY_EXEC_CPUS", 0.0, "CPUs of a container; 0 is all.", "a number, 0 or more", ge=0)
-    network: Literal["none", "bridge"] = _setting(
+    network: Annotated[str, AfterValidator(_network)] = _setting(
         "PY_EXEC_NETWORK",
         "none",
-        "Network of sessions: `none`, or `bridge`: that of Docker's default bridge, with everything that can be reached from there.",
-        "none or bridge",
+        "Network of sessions: `none`; `allow:` with hosts, such as `allow:pypi.org,*.example.org,example.org:8080`: only these, "
+        "by an HTTP proxy; `bridge`: that of Docker's default bridge, with everything that can be reached from there.",
+        "none, bridge, or allow: with names of hosts and commas between them",
     )
     isolation: Literal["standard", "strict"] = _setting(
         "PY_EXEC_ISOLATION",

@@ -29,6 +29,7 @@ class Config:
         walls: what is to restrict sessions beside their UID, as far as Linux has it: see `walls`. Without isolation there are none.
         internet: which internet sockets a session may have: `none`, `tcp` or `full`.
         tcp_ports: the only ones to which a session may connect, where Linux has Landlock for TCP; None: no restriction.
+        proxy_port: on 127.0.0.1, from where connections are passed on to the socket `proxy` in `run_dir`; 0 is none.
         owner: SHA-256 (hexadecimal) of the token that a server shows; one that does not know it is refused.
         lease_seconds: how long to go on when no server holds the control socket, until one says otherwise.
         limits: resource limits of a session by name (`nproc`, `nofile`, `fsize`, `data`), in the units of setrlimit(2).
@@ -49,6 +50,7 @@ class Config:
     walls: list[str] = field(default_factory=lambda: list(WALLS))
     internet: str = "full"
     tcp_ports: list[int] | None = None
+    proxy_port: int = 0
     owner: str = ""
     lease_seconds: float = 10.0
     limits: dict[str, int] = field(default_factory=dict)

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from . import PROTOCOL, identity
+from . import PROTOCOL, children, identity, relay
 from .beneath import Refused
+from .children import Child
 from .config import Config
 from .connections import Connections
 from .immortal import immortalize
@@ -30,6 +31,8 @@ from .sessions import Sessions
 from .supervisor import Supervisor
 from .transfers import FileRequests
 from .walls import Walls, layers
+
+RELAY_SECONDS = 1.0  # that it must have lasted to be started again
 
 
 class Server:
@@ -73,6 +76,8 @@ class Server:
     def run(self) -> None:
         """Makes the folders and the control socket, then serves."""
         self._make_folders()
+        if self._config.proxy_port:
+            self._relay()
         self._connections.listen(self._make_listener())
         try:
             self._loop.run(self._next_deadline, self._on_deadline)
@@ -80,6 +85,23 @@ class Server:
             self._kernels.end_all()
             with self._sessions.as_host(), suppress(OSError):
                 os.unlink(f"{self._config.run_dir}/control")
+
+    def _relay(self) -> None:
+        """Starts the way to the proxy, again where it ends, unless that is at once."""
+
+        def body(report: children.Report) -> None:
+            report.close()
+            if self._sessions.isolated:
+                identity.become(self._config.host_uid)  # to whom the run folder belongs
+            relay.run(self._config.proxy_port, f"{self._config.run_dir}/proxy")
+
+        def again(_status: int) -> None:
+            if time.monotonic() - begun > RELAY_SECONDS:
+                self._relay()
+
+        begun = time.monotonic()
+        pid, pipe = children.fork(body)
+        self._loop.start(Child(pid, pipe, lambda _report: None, again))
 
     def _make_folders(self) -> None:
         for folder, mode in (

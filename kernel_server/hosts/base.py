@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+ALLOW = "allow:"
+
 Report = Callable[[str], None]
 """Takes a line for a person who waits: image building, container starting."""
 
@@ -22,7 +24,7 @@ class HostSettings:
         instance: servers that have the same take over each other's kernel hosts.
         isolation: `standard`, or `strict`: a layer of isolation that is missing is an error.
         runtime: of the engine's runtimes, such as `runsc`; "" is its default.
-        network: `none` or `bridge`.
+        network: `none`, `bridge` or `allow:` with names of hosts.
         keep_seconds: how long a host with sessions goes on when its server has gone, for a later one; 0 is not at all.
     """
 
@@ -42,6 +44,13 @@ class HostSettings:
     network: str = "none"
     instance: str = ""
     keep_seconds: float = 0.0
+
+    @property
+    def allowed_hosts(self) -> list[str] | None:
+        """The only hosts that sessions reach, by a proxy; None where there is no such list."""
+        if not self.network.startswith(ALLOW):
+            return None
+        return [host for host in self.network.removeprefix(ALLOW).split(",") if host]
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,16 @@ CAPABILITY_NUMBERS = {"CHOWN": 0, "KILL": 5, "SETGID": 6, "SETUID": 7}  # linux/
 # How libraries and programs say that they reach nobody.
 NETWORK_ERRORS = (
     *("gaierror", "URLError", "ConnectionError", "ConnectError", "MaxRetryError", "ClientConnectorDNSError"),
+    *("ProxyError", "Tunnel connection failed"),
     *("NewConnectionError", "NameResolutionError", "[Errno 101]", "[Errno -2]", "[Errno -3]", "name resolution"),
 )
 NETWORK_FAILURES = (
+    *("Tunnel connection failed: 403", "tunnel failed, response 403", "among the hosts of PY_EXEC_NETWORK"),
     *("Temporary failure in name resolution", "Could not resolve host", "Name or service not known"),
     "Network is unreachable",
 )
 NO_NETWORK = "Sessions have no network (PY_EXEC_NETWORK=none). cp_in brings files in."
+PROXY_PORT = 3128  # on 127.0.0.1 in the container, as proxies usually have it
 LANDLOCK_ABI = 6  # restricts files, TCP, signals and abstract sockets
 PROCESSES_PER_SESSION = 256  # threads count too; a kernel has about 12
 OPEN_FILES_PER_SESSION = 4_096
@@ -80,7 +83,7 @@ def container_spec(
         **_internet(settings),
         "lease_seconds": LEASE_SECONDS,
         "limits": limits,
-        "environment": {"PIP_DISABLE_PIP_VERSION_CHECK": "1", **_without_network(settings)},
+        "environment": _environment(settings),
     }
     return ContainerSpec(
         name=name,
@@ -96,19 +99,28 @@ def container_spec(
         cpus=settings.cpus,
         pids=PROCESSES_PER_SESSION * settings.session_max + 64,
         shm_bytes=SHM_BYTES,
-        network=settings.network,
+        network="bridge" if settings.network == "bridge" else "none",
         runtime=settings.runtime,
     )
 
 
 def _internet(settings: HostSettings) -> dict[str, Any]:
     """Without a network there is the loopback device, which all sessions of a container share: no wall is between them."""
-    closed = settings.network == "none" and settings.per_host != 1
-    return {"internet": "none" if closed else "full", "tcp_ports": [] if closed else None}
+    proxy = PROXY_PORT if settings.allowed_hosts is not None else 0
+    if settings.network == "bridge" or settings.per_host == 1:
+        return {"internet": "full", "tcp_ports": None, "proxy_port": proxy}
+    return {"internet": "tcp" if proxy else "none", "tcp_ports": [proxy] if proxy else [], "proxy_port": proxy}
 
 
-def _without_network(settings: HostSettings) -> dict[str, str]:
-    return {"PIP_RETRIES": "0"} if settings.network == "none" else {}  # pip fails at once instead of after five tries
+def _environment(settings: HostSettings) -> dict[str, str]:
+    variables = {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    if settings.network == "none":
+        variables["PIP_RETRIES"] = "0"  # pip fails at once instead of after five tries
+    if settings.allowed_hosts is not None:
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            variables[name] = f"http://127.0.0.1:{PROXY_PORT}"
+        variables["no_proxy"] = variables["NO_PROXY"] = "localhost,127.0.0.1"
+    return variables
 
 
 def describe(hello: dict[str, Any], settings: HostSettings, image: str) -> HostDescription:
@@ -122,7 +134,7 @@ def describe(hello: dict[str, Any], settings: HostSettings, image: str) -> HostD
     missing = missing_layers(hello)
     if missing and settings.isolation == "strict":
         raise IsolationIncomplete(missing)
-    without_network = NO_NETWORK if settings.network == "none" else ""
+    hint = _network_hint(settings)
     return HostDescription(
         engine="docker",
         isolation=_isolation(settings, hello, missing),
@@ -132,8 +144,8 @@ def describe(hello: dict[str, Any], settings: HostSettings, image: str) -> HostD
         limits=", ".join(filter(None, limits)),
         memory=human_binary(settings.memory) if settings.memory else "",
         network=_network(settings),
-        hints={**_hints(settings), **dict.fromkeys(NETWORK_ERRORS, without_network)},
-        printed_hints=dict.fromkeys(NETWORK_FAILURES, without_network),
+        hints={**_hints(settings), **dict.fromkeys(NETWORK_ERRORS, hint)},
+        printed_hints=dict.fromkeys(NETWORK_FAILURES, hint),
     )
 
 
@@ -165,9 +177,17 @@ def missing_layers(hello: dict[str, Any]) -> list[str]:
 
 
 def _network(settings: HostSettings) -> str:
+    if settings.allowed_hosts is not None:
+        return f"only {', '.join(settings.allowed_hosts) or 'no host at all'}, by the HTTP proxy that HTTPS_PROXY names (PY_EXEC_NETWORK)"
     if settings.network != "none":
         return f"{settings.network} (PY_EXEC_NETWORK)"
     return "none, but for 127.0.0.1" if settings.per_host == 1 else "none"
+
+
+def _network_hint(settings: HostSettings) -> str:
+    if settings.allowed_hosts is not None:
+        return f"Sessions reach {_network(settings)}. cp_in brings files in."
+    return NO_NETWORK if settings.network == "none" else ""
 
 
 def _own(per_host: int) -> str:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from kernel_server.hosts.controlled import ControlledHost, Owner, find_session, 
 from kernel_server.hosts.engine import Engine, NameTaken
 from kernel_server.hosts.images import ImageRequest, ensure_kernel_image
 from kernel_server.hosts.orphans import remove_stopped
+from kernel_server.hosts.proxy import serve_proxy
 from kernel_server.hosts.rundir import (
     HOST_RECORD,
     RunFolder,
@@ -239,7 +240,10 @@ async def _container(
     try:
         if not start and not is_served(folder.outer):
             raise HostLost("Nothing answers at its socket: its container has ended.")
-        async with _started(engine, record, folder.path, start=start) as control:
+        async with AsyncExitStack() as stack:
+            if settings.allowed_hosts is not None:
+                await stack.enter_async_context(serve_proxy(folder.path / "proxy", settings.allowed_hosts))
+            control = await stack.enter_async_context(_started(engine, record, folder.path, start=start))
             description = describe(control.hello, settings, record.image)
             logger.info("container %s runs: %s", record.container_id[:12], description)
             archive = DockerArchive(engine, record.container_id)
