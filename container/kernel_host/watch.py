@@ -6,9 +6,12 @@ Source: inotify(7). Hidden files and `__pycache__` are not watched. Writes throu
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import struct
+import termios
 import time
+from array import array
 from collections.abc import Iterator
 from itertools import islice
 
@@ -77,11 +80,14 @@ class Watch:
             self._give_up()
 
     def _events(self) -> Iterator[tuple[int, int, str]]:
-        while self._fd >= 0:
+        """Those that there are by now: where something goes on changing files, more would come for ever."""
+        left = self._waiting_bytes()
+        while self._fd >= 0 and left > 0:
             try:
                 data = os.read(self._fd, READ_BYTES)
             except OSError:
                 return
+            left -= len(data)
             at = 0
             while at < len(data):
                 descriptor, mask, _, length = HEADER.unpack_from(data, at)
@@ -89,6 +95,12 @@ class Watch:
                 name = data[at : at + length].rstrip(b"\0")
                 at += length
                 yield descriptor, mask, os.fsdecode(name)
+
+    def _waiting_bytes(self) -> int:
+        waiting = array("i", [0])
+        if self._fd >= 0:
+            fcntl.ioctl(self._fd, termios.FIONREAD, waiting)  # inotify(7)
+        return waiting[0]
 
     def _take(self, path: str, mask: int) -> None:
         if not mask & ISDIR:
