@@ -14,8 +14,8 @@ from typing import Any
 
 from .beneath import Refused
 
-MAX_REPORT_BYTES = 4 << 20
-HELPER_SECONDS = 900.0  # a copy of many GB; a session that stops its helper ends it this way at the latest
+MAX_REPORT_BYTES = 2 << 20  # an answer must fit into a line of the server's: `control`, MAX_LINE_BYTES
+HELPER_SECONDS = 900.0  # a copy of many GB
 
 
 @dataclass

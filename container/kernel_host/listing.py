@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from typing import Any
@@ -10,16 +11,16 @@ from .beneath import Refused, open_beneath
 from .text import sendable
 
 MAX_LISTED = 1_000
+MAX_LISTED_BYTES = 1 << 20  # as JSON: paths may have any length, and children.MAX_REPORT_BYTES is the end
 MAX_FOUND = 100_000  # beyond it nobody counts any more
 
 
 def list_files(root: int, path: str) -> dict[str, Any]:
     """`files` beneath `path`: `path`, `size`, `modified` (seconds since 1970); folders only if they are empty.
 
-    Hidden files are left out, and more than MAX_LISTED counted in `more`. No link is followed.
+    Hidden files are left out, and more than MAX_LISTED or MAX_LISTED_BYTES counted in `more`. No link is followed.
     """
-    files: list[dict[str, Any]] = []
-    found = 0
+    listed = _Listed()
     top = open_beneath(root, path, os.O_DIRECTORY | os.O_RDONLY)
     prefix = "/".join(part for part in path.split("/") if part not in ("", "."))
     try:
@@ -28,17 +29,37 @@ def list_files(root: int, path: str) -> dict[str, Any]:
             place = os.path.normpath(os.path.join(prefix, folder))
             place = "" if place == "." else f"{place}/"
             shown = sorted(name for name in names if is_shown(name))
-            found += len(shown)
-            if found > MAX_FOUND:
+            listed.found += len(shown)
+            if listed.found > MAX_FOUND:
                 raise Refused(f"{path or '.'}: more than {MAX_FOUND} files; list a folder in it")
-            room = max(0, MAX_LISTED - len(files))
-            files.extend(_describe(descriptor, name, place) for name in shown[:room])
-            if place and not shown and not folders and len(files) < MAX_LISTED:
-                files.append({"path": sendable(place), "size": 0, "modified": os.fstat(descriptor).st_mtime})
-                found += 1
+            for name in shown:
+                if not listed.has_room:
+                    break
+                listed.add(_describe(descriptor, name, place))
+            if place and not shown and not folders:
+                listed.found += 1
+                listed.add({"path": sendable(place), "size": 0, "modified": os.fstat(descriptor).st_mtime})
     finally:
         os.close(top)
-    return {"files": files, "more": max(0, found - len(files))}
+    return {"files": listed.files, "more": max(0, listed.found - len(listed.files))}
+
+
+class _Listed:
+    """What was found, as far as an answer can hold it."""
+
+    def __init__(self) -> None:
+        self.files: list[dict[str, Any]] = []
+        self.found = 0
+        self._bytes = 0
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.files) < MAX_LISTED and self._bytes < MAX_LISTED_BYTES
+
+    def add(self, file: dict[str, Any]) -> None:
+        if self.has_room:
+            self._bytes += len(json.dumps(file))
+            self.files.append(file)
 
 
 def _describe(folder: int, name: str, place: str) -> dict[str, Any]:

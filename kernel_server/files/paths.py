@@ -8,6 +8,7 @@ from kernel_server.errors import FileError
 from kernel_server.text import clean
 
 MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 4095  # PATH_MAX with its NUL, limits.h of Linux; requests to kernel_host have a limit, too
 SHARED = "/workspace/shared"
 
 
@@ -35,16 +36,18 @@ def check_parts(path: str, argument: str) -> list[str]:
     """The parts of a path, without empty ones and `.`.
 
     Raises:
-        FileError: it is empty, holds NUL, `..` or lone surrogates, or a name is too long.
+        FileError: it is empty, holds NUL, `..` or lone surrogates, or it or a name in it is too long.
     """
     if not path.strip():
         raise FileError(f"{argument} is empty; give the path of a file or folder.")
     if "\x00" in path:
         raise FileError(f"{argument} holds a NUL character: {clean(path)!r}.")
     try:
-        path.encode()
+        size = len(path.encode())
     except UnicodeEncodeError:
         raise FileError(f"{argument} holds a lone surrogate, which no file name can: {clean(path)!r}.") from None
+    if size > MAX_PATH_BYTES:
+        raise FileError(f"{argument} is longer than {MAX_PATH_BYTES} bytes: {path[:40]!r}…")
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise FileError(f"{argument} {path!r} holds '..'; give a path that stays inside.")
