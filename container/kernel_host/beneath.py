@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import stat
+from contextlib import suppress
 
 SYS_OPENAT2 = 437  # the same on every architecture
 RESOLVE = 0x02 | 0x04 | 0x08  # RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH, openat2(2)
@@ -93,10 +94,14 @@ def make_folders(root: int, path: str) -> int:
             except Refused:
                 if part == ".." or mode_of(current, part) is not None:
                     raise
-                os.mkdir(part, 0o755, dir_fd=current)
+                with suppress(FileExistsError):  # the session has just made something; what it is, is seen next
+                    os.mkdir(part, 0o755, dir_fd=current)
                 following = open_beneath(current, part, os.O_DIRECTORY | os.O_RDONLY)
             os.close(current)
             current = following
+    except OSError as error:
+        os.close(current)
+        raise refused(error.errno or 0, path) from error
     except BaseException:
         os.close(current)
         raise

@@ -28,7 +28,7 @@ def edit(root: int, path: str, request: bytes) -> dict[str, Any]:
     parent = make_folders(root, parent_path) if not old else open_beneath(root, parent_path, os.O_DIRECTORY)
     try:
         mode = mode_of(parent, name)
-        _check_editable(path, mode, bool(old))
+        _check_editable(path, mode, must_exist=bool(old))
         if old:
             content = _replace_once(path, _read_text(parent, name, path), old, content)
         _write_whole(parent, name, content.encode(), stat.S_IMODE(mode) if mode is not None else 0o644)
@@ -39,7 +39,7 @@ def edit(root: int, path: str, request: bytes) -> dict[str, Any]:
     return {"path": path, "size": len(content.encode()), "created": mode is None}
 
 
-def _check_editable(path: str, mode: int | None, must_exist: bool) -> None:
+def _check_editable(path: str, mode: int | None, *, must_exist: bool) -> None:
     if mode is None and must_exist:
         raise Refused(f"{path}: there is no such file; leave out `old` to create it")
     if mode is not None and stat.S_ISDIR(mode):
@@ -50,6 +50,7 @@ def _check_editable(path: str, mode: int | None, must_exist: bool) -> None:
 
 def _read_text(parent: int, name: str, path: str) -> str:
     with open(open_beneath(parent, name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        _check_editable(path, os.fstat(file.fileno()).st_mode, must_exist=True)  # it may have been swapped meanwhile
         data = file.read(MAX_EDIT_BYTES + 1)
     if len(data) > MAX_EDIT_BYTES:
         raise Refused(f"{path}: larger than {MAX_EDIT_BYTES >> 20} MiB; change it with run_code instead")
@@ -86,7 +87,7 @@ def _write_whole(parent: int, name: str, data: bytes, mode: int) -> None:
     try:
         with open(writer, "wb") as file:
             file.write(data)
-        os.chmod(temporary, mode, dir_fd=parent)
+            os.fchmod(writer, mode)
         os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
     except BaseException:
         os.unlink(temporary, dir_fd=parent)

@@ -17,6 +17,7 @@ from .beneath import Folder, Refused, kind_name, make_folders, mode_of, open_ben
 
 COPY_BYTES = 16 << 20
 MAX_SKIPPED_NAMES = 20
+MAX_DEPTH = 200  # of folders: each takes two descriptors while it is copied, and some of the stack
 MAX_SHOWN_CHARACTERS = 300
 
 
@@ -101,11 +102,14 @@ def send(root: int, staging: int, path: str, name: str, max_bytes: int) -> dict[
     """
     budget = _Budget(max_bytes)
     what = describe(root, path)
-    if what["kind"] == "file":
-        _copy_file(root, path, staging, name, budget)
-    else:
-        with Folder(root, path) as folder:
-            _copy_folder(folder, staging, name, budget, path.rstrip("/"))
+    try:
+        if what["kind"] == "file":
+            _copy_file(root, path, staging, name, budget)
+        else:
+            with Folder(root, path) as folder:
+                _copy_folder(folder, staging, name, budget, path.rstrip("/") or ".")
+    except OSError as error:
+        raise refused(error.errno or 0, path) from error
     return {
         "kind": what["kind"],
         "size": budget.used,
@@ -136,6 +140,10 @@ class _Budget:
 
 
 def _copy_folder(source: int, staging: int, name: str, budget: _Budget, shown: str) -> None:
+    if shown.count("/") > MAX_DEPTH:
+        raise Refused(
+            f"{shown[:MAX_SHOWN_CHARACTERS]}…: more than {MAX_DEPTH} folders deep; pack it with run_code first"
+        )
     os.mkdir(name, 0o700, dir_fd=staging)
     with Folder(staging, name) as target:
         for entry in sorted(os.listdir(source)):
@@ -146,25 +154,26 @@ def _copy_folder(source: int, staging: int, name: str, budget: _Budget, shown: s
                 with Folder(source, entry) as folder:
                     _copy_folder(folder, target, entry, budget, f"{shown}/{entry}")
             elif stat.S_ISREG(mode):
-                _copy_file(source, entry, target, entry, budget)
+                _copy_file(source, entry, target, entry, budget, f"{shown}/{entry}")
             else:
                 budget.skip(f"{shown}/{entry} ({kind_name(mode)})")
 
 
-def _copy_file(source: int, path: str, target: int, name: str, budget: _Budget) -> None:
+def _copy_file(source: int, path: str, target: int, name: str, budget: _Budget, shown: str = "") -> None:
+    shown = shown or path
     # O_NONBLOCK: a fifo that has just been swapped in must not stop us.
     reader = open_beneath(source, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
         status = os.fstat(reader)
         if not stat.S_ISREG(status.st_mode):
-            raise Refused(f"{path}: not a regular file ({kind_name(status.st_mode)})")
-        budget.take(status.st_size, path)
+            raise Refused(f"{shown}: not a regular file ({kind_name(status.st_mode)})")
+        budget.take(status.st_size, shown)
         mode = 0o700 if status.st_mode & stat.S_IXUSR else 0o600
         writer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode, dir_fd=target)
         try:
             _copy_bytes(reader, writer, status.st_size)
         except OSError as error:
-            raise refused(error.errno or 0, path) from error
+            raise refused(error.errno or 0, shown) from error
         finally:
             os.close(writer)
     finally:
@@ -172,15 +181,41 @@ def _copy_file(source: int, path: str, target: int, name: str, budget: _Budget) 
 
 
 def _copy_bytes(reader: int, writer: int, size: int) -> None:
-    """Copies at most `size` bytes inside the kernel, so that a file that grows meanwhile does not matter."""
-    left = size
-    while left > 0:
-        try:
-            copied = os.copy_file_range(reader, writer, min(left, COPY_BYTES))
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP):
-                raise
-            copied = os.write(writer, os.read(reader, min(left, 1 << 20)))
-        if copied == 0:
-            return
-        left -= copied
+    """Copies at most `size` bytes inside the kernel, so that a file that grows meanwhile does not matter.
+
+    Holes stay holes: a sparse file takes neither time nor disk here.
+    """
+    at = 0
+    while at < size:
+        begin, end = _next_data(reader, at, size)
+        if begin > at:
+            os.ftruncate(writer, begin)
+            os.lseek(writer, begin, os.SEEK_SET)
+        at = begin
+        while at < end:
+            os.lseek(reader, at, os.SEEK_SET)
+            copied = _copy_some(reader, writer, min(end - at, COPY_BYTES))
+            if copied == 0:  # it has become shorter: the server will see that something is missing
+                return
+            at += copied
+
+
+def _next_data(reader: int, at: int, size: int) -> tuple[int, int]:
+    """Begin and end of the next part that is no hole; without one, twice the end: lseek(2), SEEK_DATA."""
+    try:
+        begin = os.lseek(reader, at, os.SEEK_DATA)
+        return min(begin, size), min(os.lseek(reader, begin, os.SEEK_HOLE), size)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        end = max(at, min(size, os.fstat(reader).st_size))
+        return (end, end) if end > at else (at, size)
+
+
+def _copy_some(reader: int, writer: int, size: int) -> int:
+    try:
+        return os.copy_file_range(reader, writer, size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        return os.write(writer, os.read(reader, min(size, 1 << 20)))

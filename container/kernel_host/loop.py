@@ -57,17 +57,23 @@ class Loop:
         self.selector.register(child.pipe, selectors.EVENT_READ, lambda _mask: self._read(child))
 
     def help(
-        self, uid: int | None, body: Callable[[], dict[str, Any]], reply: Reply, keep: tuple[int, ...] = ()
+        self,
+        uid: int | None,
+        body: Callable[[], dict[str, Any]],
+        reply: Reply,
+        keep: tuple[int, ...] = (),
+        enter: Callable[[int], None] = identity.become,
     ) -> None:
         """Runs `body` in a forked helper that has become `uid` (None: it stays who we are) and replies with its result.
 
         Args:
             keep: descriptors that the helper needs.
+            enter: how it becomes `uid`; `identity.act_for` where the session's processes must not stop it.
         """
 
         def work(report: children.Report) -> None:
             if uid is not None:
-                identity.become(uid)
+                enter(uid)
             report({"result": body()})
 
         try:

@@ -1,4 +1,7 @@
-"""Requests about files. Each is done by a forked helper that has become the session's UID: see `files`."""
+"""Requests about files. Each is done by a forked helper that may do what the session's UID may: see `files`.
+
+The session can neither stop nor kill it: a call would wait for one that is stopped.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ class FileRequests:
                 os.rmdir(self._staging(request))
             reply(message)
 
-        self._loop.help(owner, remove, finish, keep=(staging,))
+        self._loop.help(owner, remove, finish, keep=(staging,), enter=identity.act_for)
         os.close(staging)
 
     def unstage_all(self) -> None:
@@ -84,6 +87,8 @@ class FileRequests:
     def send(self, request: dict[str, Any], reply: Reply) -> None:
         """Copies a file or folder into staging."""
         path, name, limit = str(request["path"]), str(request["name"]), int(request["max_bytes"])
+        if self._config.workspace_bytes:  # only holes make more of it
+            limit = min(limit, self._config.workspace_bytes)
         self._with_folders(request, reply, lambda root, staging: files.send(root, staging, path, name, limit))
 
     def _with_folders(self, request: dict[str, Any], reply: Reply, body: Callable[[int, int], dict[str, Any]]) -> None:
@@ -131,7 +136,7 @@ class FileRequests:
             os.umask(0o022)
             return body(root)
 
-        self._loop.help(session.uid if session else None, work, reply, keep)
+        self._loop.help(session.uid if session else None, work, reply, keep, enter=identity.act_for)
 
     def packages(self, request: dict[str, Any], reply: Reply) -> None:
         """Name and version of what a kernel can import."""
@@ -142,4 +147,4 @@ class FileRequests:
                 sys.path.append(identity.user_site(session.workspace))
             return preload.packages()
 
-        self._loop.help(session.uid if session else None, work, reply)
+        self._loop.help(session.uid if session else None, work, reply, enter=identity.act_for)
