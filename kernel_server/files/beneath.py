@@ -15,6 +15,8 @@ from kernel_server.errors import FileError
 SYS_OPENAT2 = 437  # the same on every architecture
 # Links that stay beneath the folder are followed: the user made them. Links out of it are refused by the kernel.
 RESOLVE = 0x02 | 0x08  # RESOLVE_NO_MAGICLINKS | RESOLVE_BENEATH
+# A link with `..` in it cannot be judged while anything on the machine is renamed: openat2(2), EAGAIN.
+MOST_TRIES = 1000
 
 
 class _OpenHow(ctypes.Structure):
@@ -55,10 +57,13 @@ def open_beneath(folder: int, path: str, flags: int) -> int:
     how = _OpenHow(flags | os.O_CLOEXEC, 0o666 if flags & os.O_CREAT else 0, RESOLVE)
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "syscall") and os.uname().sysname == "Linux":
-        descriptor = libc.syscall(SYS_OPENAT2, folder, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
-        if descriptor >= 0:
-            return int(descriptor)
-        code = ctypes.get_errno()
+        for _ in range(MOST_TRIES):
+            descriptor = libc.syscall(SYS_OPENAT2, folder, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+            if descriptor >= 0:
+                return int(descriptor)
+            code = ctypes.get_errno()
+            if code != errno.EAGAIN:
+                break
         if code not in (errno.ENOSYS, errno.EPERM):
             raise OSError(code, os.strerror(code), path)
     return _open_by_steps(folder, path, flags)

@@ -61,6 +61,8 @@ class Sending:
             yield _header(info)
             yield from self._children(descriptor, path, uid)
             return
+        if not stat.S_ISREG(status.st_mode):  # it was a file a moment ago
+            raise FileError(f"{path} has become {kind_of(status.st_mode)}. Nothing was copied; try again.")
         info.size = status.st_size
         info.mode = 0o755 if status.st_mode & 0o111 else 0o644
         yield _header(info)
