@@ -7,6 +7,9 @@ import re
 # CSI sequences, OSC sequences and two-byte escapes: ECMA-48, section 5.
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 _UNPRINTABLE = re.compile(r"[\x00-\x07\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+# Control characters, those of ISO 6429 beyond ASCII too, and what turns the direction of writing or ends a line:
+# Unicode Technical Report 36, section 2.10.2 (bidirectional text spoofing).
+_MISLEADING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -18,6 +21,14 @@ def strip_ansi(text: str) -> str:
 def clean(text: str) -> str:
     """Fit for JSON and UTF-8: lone surrogates and control characters become `�`."""
     return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def harmless(text: str) -> str:
+    """Fit for a terminal: `clean`, and nothing is left that moves the cursor or changes the order of what is shown.
+
+    For messages that hold names of files: sessions name theirs as they like.
+    """
+    return _MISLEADING.sub("\ufffd", clean(text))
 
 
 def encodable(text: str) -> str:
@@ -84,7 +95,7 @@ def counted(number: int, noun: str) -> str:
 
 def one_line(text: str, limit: int = 120) -> str:
     """A text as one short line, for logs and listings."""
-    line = " ".join(clean(text).split())
+    line = harmless(" ".join(clean(text).split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

@@ -23,7 +23,7 @@ from mcp.types import (
 from pydantic import AnyUrl, ValidationError
 
 from kernel_server.errors import EngineError, KernelError, KernelServerError
-from kernel_server.text import clean, one_line
+from kernel_server.text import harmless, one_line
 from kernel_server.tools.resources import VARYING_TYPE, explain_unknown, live_notebooks, with_type
 from kernel_server.tools.services import Services
 from kernel_server.tools.stdio import serve_stdio
@@ -75,7 +75,7 @@ class KernelMCPServer(MCPServer[Services]):
         except ToolError as error:
             cause = error.__cause__
             if isinstance(cause, KernelServerError):
-                raise ToolError(clean(str(cause))) from cause
+                raise ToolError(harmless(str(cause))) from cause
             if isinstance(cause, ValidationError):
                 raise ToolError(_explain(name, cause)) from None
             if isinstance(cause, OSError) and cause.strerror:  # the server has run out of something
@@ -110,9 +110,9 @@ class KernelMCPServer(MCPServer[Services]):
         except ResourceError as error:
             cause = error.__cause__
             if isinstance(cause, EngineError | KernelError):
-                raise ResourceError(clean(str(cause))) from cause
+                raise ResourceError(harmless(str(cause))) from cause
             if isinstance(cause, KernelServerError):
-                raise ResourceNotFoundError(clean(str(cause))) from cause
+                raise ResourceNotFoundError(harmless(str(cause))) from cause
             if isinstance(error, ResourceNotFoundError):
                 raise ResourceNotFoundError(explain_unknown(str(uri))) from None
             raise

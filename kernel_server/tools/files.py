@@ -13,7 +13,7 @@ from pydantic import Field
 from kernel_server.errors import FileError, RequestError
 from kernel_server.files import paths
 from kernel_server.files.beneath import opened_folder
-from kernel_server.files.paths import SHARED, ContainerPath, local_relative
+from kernel_server.files.paths import MAX_PATH_BYTES, SHARED, ContainerPath, local_relative
 from kernel_server.files.transfer import Sending, free_bytes, open_to_send, receive, write_text
 from kernel_server.sessions.session import Session
 from kernel_server.text import counted, human_size, one_line
@@ -154,7 +154,7 @@ def _owner(path: ContainerPath, session: Session | None) -> str:
 
 
 def _shown(shared: bool, relative: str) -> str:
-    return f"{SHARED}/{relative}" if shared else repr(relative) + " in the workspace"
+    return one_line(f"{SHARED}/{relative}", MAX_PATH_BYTES) if shared else repr(relative) + " in the workspace"
 
 
 def _amount(sending: Sending) -> str:
