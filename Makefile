@@ -8,13 +8,13 @@ MAKEFLAGS += --no-print-directory
 # Another interpreter for the server and its tools: make PYTHON=/path/to/python3
 PYTHON ?= $(shell sh .ci/python.sh)
 # Extra arguments: make test ARGS="-k files", make bench ARGS=..., make soak ARGS="--minutes 2",
-# make kills ARGS="--kills 20 --sessions-per-container 1"
+# make races ARGS="--transfers 100000", make kills ARGS="--kills 20 --sessions-per-container 1"
 ARGS ?=
 STEP := sh .ci/step.sh
 CONTAINER_FILES := $(shell find container -type f -not -path '*/__pycache__/*')
 SOURCES := kernel_server tests benchmarks
 
-.PHONY: help demo test check bench soak kills setup tools engine base image clean
+.PHONY: help demo test check bench soak kills races setup tools engine base image clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -39,6 +39,9 @@ soak: setup  ## many sessions that come and go for 15 minutes: no error, no grow
 
 kills: setup  ## 500 kills of the server in the middle of work: no cell is lost, nothing is left
 	@.venv/bin/python -m benchmarks.kills $(ARGS)
+
+races: tools  ## transfers while a session swaps its files at full speed (needs root): nothing leaks, nothing hangs
+	@PYTHONPATH=container .venv/bin/python -m benchmarks.races $(ARGS)
 
 setup:  ## virtual environment, engine and image
 	@$(MAKE) -j2 tools base
