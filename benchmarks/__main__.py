@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from benchmarks import density, results, spine
+from benchmarks import density, results, spine, walls
 from benchmarks.measure import Comparison, print_table
 
 PARTS = (
     *(spine.warm_cell, spine.first_dataframe, spine.memory, spine.files),
     *(density.server_start, density.one_shot, density.many_inits, density.many_loops, density.private_memory),
+    walls.walls,
     *(results.look, results.large_outputs, results.flood, results.tokens),
 )
 
