@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from tests.attacks.probes import PROBES, RUNNER, Control, Probe
-from tests.driving import Handle, Kit, containers_of_this_process, docker_client, in_own_task, serving
+from tests.driving import Handle, Kit, docker_client, in_own_task, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
@@ -163,16 +163,14 @@ class Place:
 @asynccontextmanager
 async def place(kit: Kit) -> AsyncIterator[Place]:
     """Two sessions of a server."""
-    before = containers_of_this_process()
     async with kit.session() as attacker, kit.session() as victim:
         await victim.run(VICTIM)
         pid, uid = ast.literal_eval(await victim.value("os.getpid(), os.getuid()"))
         host = await attacker.value("import os\nos.getppid()")
         (kit.state / "secret").write_text(SECRET)
+        name = await attacker.value("import socket\nprint(socket.gethostname())")  # the beginning of the container's id
         with docker_client() as client:
-            containers = [found for found in containers_of_this_process() if found not in before]
-            container = next(iter(containers or before))
-            facts = client.inspect_container(container)
+            facts = client.inspect_container(name)
         names = {
             "folder": victim.workspace,
             "name": victim.session_id,
