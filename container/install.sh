@@ -89,6 +89,15 @@ link_image_packages() {
     (cd / && "$python" -c 'import os, sys; print("\n".join(p for p in sys.path if p and os.path.isdir(p)))') |
         "$venv/bin/python" -I -c 'import sys; print("\n".join(p for p in sys.stdin.read().split("\n") if p and p not in sys.path))' \
         >"$site/kernel_server_image.pth"
+    prefer_user_packages >"$site/kernel_server_user.pth"
+}
+
+# What a session installs comes before what the image has, also for the programs that it starts; kernel_host does the same
+# for kernels. One line, which site.py executes.
+prefer_user_packages() {
+    cat <<'EOT'
+import os, sys; u = os.path.expanduser("~/.local/lib/python%d.%d/site-packages" % sys.version_info[:2]); sys.flags.no_user_site or not os.path.isdir(u) or sys.path.insert(next((i for i, p in enumerate(sys.path) if p.endswith("-packages")), len(sys.path)), u)
+EOT
 }
 
 pip_install() {

@@ -112,6 +112,12 @@ def user_site(home: str) -> str:
     return f"{home}/.local/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
 
 
+def add_user_site(folder: str) -> None:
+    """What a session has installed comes before what the image has: else nothing of that could be replaced."""
+    first = next((place for place, path in enumerate(sys.path) if path.endswith("-packages")), len(sys.path))
+    sys.path.insert(first, folder)
+
+
 def make_dumpable() -> None:
     """Makes /proc/self and debuggers work as in any process (a change of UID takes that away: proc(5))."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)

@@ -362,7 +362,7 @@ def _set_environment(launch: KernelLaunch) -> None:
     os.environ.update(launch.environment)
     # What `pip install --user` of this session installs (HOME was another one when `site` ran).
     site.USER_BASE, site.USER_SITE = f"{home}/.local", identity.user_site(home)
-    sys.path.append(site.USER_SITE)
+    identity.add_user_site(site.USER_SITE)
 
 
 def _forget_shared_state() -> None:

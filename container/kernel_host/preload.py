@@ -18,7 +18,6 @@ from typing import Any
 
 MODULES_FILE = "/opt/kernel_server/modules.json"
 MATPLOTLIB_CACHE = "/opt/kernel_server/matplotlib"
-MAX_PACKAGES, MAX_SHOWN_CHARACTERS = 5_000, 300  # a session can install any number, with any name
 # These look for the running shell when they are imported, so that they belong to the kernel's own process.
 NOT_BEFORE_FORK = ("matplotlib_inline",)
 # For readers of text who get 10 KB at a time: always with the shape, and folded at 200 columns instead of 80.
@@ -168,15 +167,3 @@ def _use_font_cache() -> None:
         copy = tempfile.mkdtemp(prefix="kernel-host-")
         shutil.copytree(MATPLOTLIB_CACHE, f"{copy}/matplotlib")
         os.environ["MPLCONFIGDIR"] = f"{copy}/matplotlib"
-
-
-def packages() -> dict[str, Any]:
-    """Name and version of every distribution on the path, sorted by name."""
-    from importlib import metadata
-
-    found: dict[str, str] = {}
-    for distribution in metadata.distributions():
-        name, version = str(distribution.metadata["Name"])[:MAX_SHOWN_CHARACTERS], str(distribution.version)
-        if name not in found and len(found) < MAX_PACKAGES:  # the first on the path is the one that is imported
-            found[name] = version[:MAX_SHOWN_CHARACTERS]
-    return {"packages": sorted(found.items(), key=lambda item: item[0].lower())}

@@ -70,6 +70,8 @@ class Server:
             "list_files": transfers.list_files,
             "edit": transfers.edit,
             "packages": transfers.packages,
+            "environment": transfers.environment,
+            "install": transfers.install,
             "shutdown": self._shutdown,
         }
 
@@ -200,6 +202,7 @@ def _hello(config: Config, walls: Walls, preloaded: list[str]) -> dict[str, Any]
         "isolation": config.isolation,
         "capabilities": identity.effective_capabilities(),
         "layers": layers(walls),
+        "installs": True,  # whoever takes over a container of an earlier version has to know
     }
 
 

@@ -6,12 +6,11 @@ The session can neither stop nor kill it: a call would wait for one that is stop
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from . import cleaning, edits, files, identity, listing, preload
+from . import cleaning, edits, files, identity, installs, listing
 from .beneath import Refused
 from .config import Config
 from .loop import Loop, Reply
@@ -143,8 +142,25 @@ class FileRequests:
         session = self._sessions.find(request) if request["session_id"] else None
 
         def work() -> dict[str, Any]:
-            if session:
-                sys.path.append(identity.user_site(session.workspace))
-            return preload.packages()
+            return installs.packages(identity.user_site(session.workspace) if session else "")
 
         self._loop.help(session.uid if session else None, work, reply, enter=identity.act_for)
+
+    def environment(self, request: dict[str, Any], reply: Reply) -> None:
+        """For which Python packages have to be, and what a session has already."""
+        session = self._sessions.find(request)
+        user_site = identity.user_site(session.workspace)
+        self._loop.help(session.uid, lambda: installs.environment(user_site), reply, enter=identity.act_for)
+
+    def install(self, request: dict[str, Any], reply: Reply) -> None:
+        """Installs the wheels that were staged, for a session."""
+        session, name = self._sessions.find(request), str(request["name"])
+        if not name.isalnum():
+            raise Refused("a folder of wheels is named with letters and digits")
+        staging, _ = self._open_staging(request)
+
+        def work() -> dict[str, Any]:
+            return installs.install(staging, name, session.private, session.workspace, self._config.limits)
+
+        self._loop.help(session.uid, work, reply, keep=(staging,))
+        os.close(staging)
