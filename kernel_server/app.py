@@ -15,10 +15,12 @@ from mcp.server import MCPServer
 from kernel_server import __version__
 from kernel_server.config import Settings
 from kernel_server.hosts.base import HostSettings, KernelHosts
+from kernel_server.packages.requirements import Allowed
 from kernel_server.presence import announced
+from kernel_server.sessions.installs import open_installer
 from kernel_server.sessions.registry import Limits, open_registry
 from kernel_server.tasks import running
-from kernel_server.tools import code, files, listing, outputs, resources, sessions, variables
+from kernel_server.tools import code, files, listing, outputs, packages, resources, sessions, variables
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import Services
 from kernel_server.tools.stdio import end_soon
@@ -52,6 +54,7 @@ def create_server(settings: Settings) -> KernelMCPServer:
     _configure_logging(settings.log_level)
     for module in (sessions, code, variables, outputs, files, listing):
         module.register(server)
+    packages.register(server, Allowed.only(settings.packages))
     sessions.register_endings(server)
     resources.register(server)
     return server
@@ -71,10 +74,16 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     )
     # Announced first, and so withdrawn last: sessions still end in between.
     with announced(settings.state_dir / "servers", settings.engine) as announce:
-        async with open_registry(hosts, limits, JournalFolder(settings.state_dir / "journals")) as registry:
+        async with (
+            open_registry(hosts, limits, JournalFolder(settings.state_dir / "journals")) as registry,
+            open_installer(
+                Allowed.only(settings.packages), settings.state_dir / "packages", settings.ca_file
+            ) as installer,
+        ):
             registry.on_change = lambda: announce([session.session_id for session in registry.sessions])
             yield Services(
                 registry=registry,
+                installer=installer,
                 input_folder=settings.input_folder,
                 output_folder=settings.output_folder,
                 timeout=settings.timeout,

@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from kernel_server.errors import ConfigurationError
 from kernel_server.hosts.images import DEFAULT_IMAGE
+from kernel_server.packages.requirements import check_names
 
 # Variables by which users tell other programs of a private CA; the first that is set counts.
 CA_VARIABLES = ("PIP_CERT", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
@@ -206,6 +207,13 @@ class Settings(BaseSettings):
         "Modules imported once, before any kernel is forked; those the image lacks are passed over.",
         "module names with commas between them, or none",
     )
+    packages: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(check_names)] = _setting(
+        "PY_EXEC_PACKAGES",
+        "any",
+        "What `install_packages` may install: `any`, `none` (there is no such tool then), or names with commas between them: "
+        "these and what they need.",
+        "any, none, or names of packages with commas between them",
+    )
     state_dir: Folder = _setting(
         "PY_EXEC_STATE_DIR",
         Path(platformdirs.user_state_dir("kernel-server")),
@@ -250,7 +258,8 @@ class Settings(BaseSettings):
     def instance(self) -> str:
         """What tells servers with other containers or folders apart: only those with the same go on with each other's sessions."""
         same = self.model_dump(
-            mode="json", exclude={"session_ttl", "notebook_ttl", "pool", "timeout", "wait", "output_bytes", "log_level"}
+            mode="json",
+            exclude={"packages", "session_ttl", "notebook_ttl", "pool", "timeout", "wait", "output_bytes", "log_level"},
         )
         folders = [str(self.input_folder), str(self.output_folder), str(self.state_dir.absolute()), str(self.ca_file)]
         return hashlib.sha256(json.dumps([same, folders], sort_keys=True).encode()).hexdigest()

@@ -14,6 +14,7 @@
     │   └── SessionLimit          no more sessions fit
     ├── KernelError               a kernel did not start or does not answer
     ├── RequestError              an argument of a tool cannot be used
+    ├── PackageError              packages cannot be found, fetched or installed
     └── FileError                 a path or a transfer is refused, or failed
 
 A message is made from facts, and ends with what to do next: the model reads it.
@@ -167,6 +168,10 @@ class KernelError(KernelServerError):
 
 class RequestError(KernelServerError):
     """An argument of a tool cannot be used."""
+
+
+class PackageError(KernelServerError):
+    """Packages cannot be found, fetched or installed; those that are there still are."""
 
 
 class FileError(KernelServerError):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from kernel_server.packages.environment import Environment
+
 ALLOW = "allow:"
 
 Report = Callable[[str], None]
@@ -187,6 +189,21 @@ class FoundFile:
     modified: float
 
 
+@dataclass(frozen=True)
+class InstalledPackage:
+    """A package that was installed just now.
+
+    Attributes:
+        name: canonical (PEP 503).
+        modules: what can be imported of it.
+        preloaded: some of that is in every kernel from the start.
+    """
+
+    name: str
+    modules: list[str]
+    preloaded: bool
+
+
 class KernelHost(Protocol):
     """A place for kernels. It is an async context manager's value: entering starts it, leaving ends everything in it."""
 
@@ -278,6 +295,22 @@ class KernelHost(Protocol):
 
     async def packages(self, session_id: str) -> list[tuple[str, str]]:
         """Name and version of what a kernel can import."""
+
+    async def environment(self, session_id: str) -> Environment:
+        """For which Python packages of a session have to be, and what it has.
+
+        Raises:
+            PackageError: it cannot be told.
+        """
+
+    async def install(
+        self, session_id: str, make_tar: Callable[[int], Iterator[bytes]], name: str
+    ) -> list[InstalledPackage]:
+        """Installs wheels in a session: `make_tar(uid)` is a tar stream of the folder `name` with nothing else in it.
+
+        Raises:
+            PackageError: they could not be installed.
+        """
 
     async def put(self, session_id: str, path: str, make_tar: Callable[[int], Iterator[bytes]], name: str) -> str:
         """Brings one tree in: `make_tar(uid)` is a tar stream of `name` and what is beneath it; returns where it went.

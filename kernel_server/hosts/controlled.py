@@ -16,12 +16,13 @@ from typing import Any, Protocol
 import anyio
 import anyio.to_thread
 
-from kernel_server.errors import FileError, HostLost, KernelError
+from kernel_server.errors import FileError, HostLost, KernelError, PackageError
 from kernel_server.hosts.base import (
     Death,
     Exceeded,
     FoundFile,
     HostDescription,
+    InstalledPackage,
     Launched,
     SessionRecord,
     Staged,
@@ -29,11 +30,13 @@ from kernel_server.hosts.base import (
 )
 from kernel_server.hosts.control import PULSE_SECONDS, Control, ControlFailed, ControlRefused
 from kernel_server.hosts.rundir import RunFolder, parent_folders, read_record, run_folders
+from kernel_server.packages.environment import Environment, read_environment
 
 logger = logging.getLogger(__name__)
 
 # kernel_host ends a helper after 900 s; a copy of many GB may take that long.
 TRANSFER_SECONDS = 930.0
+INSTALL_SECONDS = 330.0  # kernel_host gives up after 300 s
 OOM_SECONDS = 2.0  # the kernel kills several in one go: a SIGKILL so soon after is one of them
 MOST_OF_LIMIT, LEAST_OF_MACHINE = 0.75, 0.1  # of memory: in use and available, before it is called short
 SIGNATURE_SCHEME = "hmac-sha256"
@@ -212,6 +215,42 @@ class ControlledHost:
     async def packages(self, session_id: str) -> list[tuple[str, str]]:
         result = await self._file_request("packages", session_id=session_id)
         return [(str(name), str(version)) for name, version in result["packages"]]
+
+    async def environment(self, session_id: str) -> Environment:
+        self._check_installs()
+        try:
+            return read_environment(await self._package_request("environment", session_id=session_id))
+        except (ValueError, KeyError, TypeError) as error:
+            raise PackageError(f"The container did not tell which Python it has ({error}).") from error
+
+    async def install(
+        self, session_id: str, make_tar: Callable[[int], Iterator[bytes]], name: str
+    ) -> list[InstalledPackage]:
+        self._check_installs()
+        async with self._staging(session_id) as (staging, folder, uid):
+            await anyio.to_thread.run_sync(self._archive.put, folder, make_tar(uid), limiter=self._limiter)
+            result = await self._package_request(
+                "install", session_id=session_id, staging=staging, name=name, seconds=INSTALL_SECONDS
+            )
+        return [
+            InstalledPackage(str(found["name"]), [str(module) for module in found["modules"]], bool(found["preloaded"]))
+            for found in result["packages"]
+        ]
+
+    def _check_installs(self) -> None:
+        if not self._control.hello.get("installs"):
+            raise PackageError(
+                "This session's container was started by an earlier version of kernel-server, which cannot install "
+                "packages. Copy out what is needed and call reset, then init, for one that can."
+            )
+
+    async def _package_request(self, op: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            return await self._control.request(op, **arguments)
+        except ControlRefused as error:
+            raise PackageError(f"Nothing was installed: {error}") from error
+        except ControlFailed as error:
+            raise PackageError(f"The packages could not be installed: {error}. Try again.") from error
 
     async def put(self, session_id: str, path: str, make_tar: Callable[[int], Iterator[bytes]], name: str) -> str:
         async with self._staging(session_id) as (staging, folder, uid):

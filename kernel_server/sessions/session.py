@@ -14,7 +14,7 @@ import anyio
 import zmq.asyncio
 from anyio.abc import TaskGroup
 
-from kernel_server.errors import EngineError, KernelError, SessionError
+from kernel_server.errors import EngineError, FileError, KernelError, SessionError
 from kernel_server.hosts.base import Death, KernelHost, SessionRecord, Usage
 from kernel_server.kernels.changes import Look
 from kernel_server.kernels.executions import END_OF_INPUT
@@ -24,7 +24,7 @@ from kernel_server.sessions.lives import Life, Lives, Loss, first
 from kernel_server.sessions.results import Cell, CellResult
 from kernel_server.sessions.runs import STOP_SECONDS, Runner, record
 from kernel_server.text import one_line
-from kernel_server.transcripts.journal import Journal
+from kernel_server.transcripts.journal import Journal, JournaledCell
 
 logger = logging.getLogger(__name__)
 
@@ -198,12 +198,12 @@ class Session:
         Raises:
             SessionError: it has been ended, also where that makes the block fail.
         """
-        self._check_open()
+        self.check_open()
         self._users += 1
         try:
             yield
         except (KernelError, EngineError):
-            self._check_open()
+            self.check_open()
             raise
         finally:
             self._users -= 1
@@ -220,7 +220,7 @@ class Session:
             SessionError: the session was ended meanwhile.
         """
         await self._lives.wait_spawned()
-        self._check_open()
+        self.check_open()
 
     async def wait_ready(self) -> None:
         """Waits until its kernel answers; raises as `wait_spawned`."""
@@ -236,7 +236,7 @@ class Session:
         Raises:
             SessionError: the session has been ended.
         """
-        self._check_open()
+        self.check_open()
         assert self._tasks is not None, "a session takes cells once it is ready"
         self._submitted += 1
         job = Job(cell, self._submitted)
@@ -369,11 +369,22 @@ class Session:
 
     async def _finish(self, life: Life, job: Job, *, journaled: bool = False) -> CellResult:
         stopped = await self._runner.execute(life, job)
-        self._check_open()
+        self.check_open()
         result = await self._runner.result(life, job, stopped)
         if not journaled:
             record(self.journal, job, result)
         return result
+
+    def record_between(self, cell: JournaledCell) -> None:
+        """Records what happened beside the kernel, when no cell is running."""
+
+        async def append() -> None:
+            async with self._turn:
+                with suppress(FileError):
+                    self.journal.append(cell)
+
+        if self._tasks is not None:
+            self._tasks.start_soon(append)
 
     async def _resume(self) -> None:
         """Takes up what the kernel did for an earlier server, before any other cell."""
@@ -400,9 +411,10 @@ class Session:
 
     async def _current_life(self) -> Life:
         life = await self._lives.current()
-        self._check_open()
+        self.check_open()
         return life
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raises SessionError if it has been ended."""
         if self._ending is not None:
             raise self._ending

@@ -19,6 +19,7 @@ from kernel_server.sessions.results import Cell
 from kernel_server.sessions.session import OnProgress, Session
 from kernel_server.tools.asking import ask, can_ask, resume
 from kernel_server.tools.boundary import KernelMCPServer
+from kernel_server.tools.packages import hints
 from kernel_server.tools.render import render
 from kernel_server.tools.services import reporting, services, text_result
 
@@ -177,6 +178,8 @@ async def _collect(ctx: Context, session: Session, job: Job, wait: float, *, one
     while True:
         result = await session.collect(job, wait or services(ctx).wait, _reporting(ctx))
         if not job.input.asked.is_set() or not can_ask(ctx):
+            told = hints(job.cell.code, result, session.host.description, services(ctx).installer.allowed)
+            result = replace(result, notes=[*result.notes, *told])
             return render(result, services(ctx).output_bytes, one_shot=one_shot)
         if (needed := await ask(ctx, session, job, _reporting(ctx))) is not None:
             return needed

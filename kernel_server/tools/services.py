@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from kernel_server.hosts.base import KernelHost
 from kernel_server.sessions.fleet import OnWait
+from kernel_server.sessions.installs import Installer
 from kernel_server.sessions.registry import Registry
 from kernel_server.sessions.session import Session
 
@@ -28,6 +29,7 @@ class Services:
     """
 
     registry: Registry
+    installer: Installer
     input_folder: Path
     output_folder: Path
     timeout: float

@@ -84,6 +84,9 @@ async def test_every_tool_through_a_stdio_client(tmp_path: Path) -> None:
         assert packages.raw.structured_content is not None
         assert {"numpy", "pandas", "ipykernel"} <= set(packages.raw.structured_content["packages"])
 
+        present = await call("install_packages", packages=["numpy"], session_id=session_id)
+        assert present.text == f"already there: numpy=={packages.raw.structured_content['packages']['numpy']}"
+
         exported = await call("export_notebook", session_id=session_id, local_path="job.ipynb")
         assert exported.text.startswith("Wrote a notebook of 4 cells")
         notebook = nbformat.read(folder_out / "job.ipynb", as_version=4)

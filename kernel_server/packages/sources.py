@@ -1,0 +1,93 @@
+"""From where packages come: what pip is configured for on this machine, told to uv as well, which does not read that.
+
+pip's configuration is the one that people and companies write: index, certificates, proxy, constraints. Where it names
+no index, UV_DEFAULT_INDEX or UV_INDEX_URL counts. No name of an index is known here: without any, both programs know theirs.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import ssl
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from kernel_server.errors import PackageError
+from kernel_server.packages.programs import Bounds, run_program
+
+CONFIG_BOUNDS = Bounds(30.0, 1 << 20)
+SECTIONS = ("global", "install", "download", ":env:")  # a later one wins
+# By pip's option: the variables that say the same to pip and to uv.
+VARIABLES = {
+    "index-url": ("PIP_INDEX_URL", "UV_DEFAULT_INDEX"),
+    "extra-index-url": ("PIP_EXTRA_INDEX_URL", "UV_INDEX"),
+    "find-links": ("PIP_FIND_LINKS", "UV_FIND_LINKS"),
+    "no-index": ("PIP_NO_INDEX", "UV_NO_INDEX"),
+    "constraint": ("PIP_CONSTRAINT", "UV_CONSTRAINT"),
+    "trusted-host": ("PIP_TRUSTED_HOST", "UV_INSECURE_HOST"),
+    "cert": ("PIP_CERT", "SSL_CERT_FILE"),
+    "client-cert": ("PIP_CLIENT_CERT", "SSL_CLIENT_CERT"),
+    "proxy": ("PIP_PROXY", "ALL_PROXY"),
+}
+OWN_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
+# Of uv's own variables nothing else is taken over: one could allow what must not happen here, such as a build.
+KEPT = ("UV_CACHE_DIR",)
+RETRIES, TIMEOUT_SECONDS = 1, 20  # of a request: a machine without network is told as such, not waited for
+
+
+async def sources(folder: Path, ca_file: Path | None) -> dict[str, str]:
+    """The environment in which pip and uv find what the user has told pip.
+
+    Args:
+        folder: an empty one.
+        ca_file: PEM file of the authorities to trust, where pip has none.
+
+    Raises:
+        PackageError: pip cannot be run.
+    """
+    base = {name: value for name, value in os.environ.items() if not name.startswith("UV_") or name in KEPT}
+    told = await _configured(folder, base)
+    told.setdefault("index-url", next((os.environ[name] for name in OWN_INDEX if os.environ.get(name)), ""))
+    told.setdefault("cert", str(ca_file or ssl.get_default_verify_paths().cafile or ""))
+    environment = {
+        **base,
+        "PIP_RETRIES": str(RETRIES),
+        "PIP_DEFAULT_TIMEOUT": str(TIMEOUT_SECONDS),
+        "PIP_NO_INPUT": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_REQUIRE_VIRTUALENV": "0",
+        "PIP_NO_COLOR": "1",
+        "UV_HTTP_RETRIES": str(RETRIES),
+        "UV_HTTP_TIMEOUT": str(TIMEOUT_SECONDS),
+    }
+    for option, value in told.items():
+        if not value or option not in VARIABLES or (option == "no-index" and value in {"0", "false", "no", "off"}):
+            continue
+        for_pip, for_uv = VARIABLES[option]
+        words = " ".join(value.split())
+        environment[for_pip] = words
+        environment[for_uv] = words.replace(" ", ",") if option == "find-links" else words
+    return environment
+
+
+async def _configured(folder: Path, environment: dict[str, str]) -> dict[str, str]:
+    """What pip is configured for, by option."""
+    try:
+        ended = await run_program(
+            [sys.executable, "-m", "pip", "--no-color", "config", "list"], folder, environment, CONFIG_BOUNDS
+        )
+    except OSError as error:
+        raise PackageError(f"pip cannot be run on the server's machine: {error.strerror}. Try again.") from error
+    if ended.exit_code or ended.stopped:
+        raise PackageError(
+            "pip does not run on the server's machine. Tell the user: `python -m pip config list` fails."
+        )
+    found: dict[str, dict[str, str]] = {}
+    for line in ended.said.splitlines():
+        key, equals, written = line.partition("=")
+        section, _, option = key.rpartition(".")
+        if equals and section in SECTIONS:
+            with suppress(ValueError, SyntaxError):
+                found.setdefault(section, {})[option] = str(ast.literal_eval(written))
+    return {option: value for section in SECTIONS for option, value in found.get(section, {}).items()}
