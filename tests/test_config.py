@@ -28,6 +28,8 @@ BAD_VALUES = [
     ("PY_EXEC_SESSION_MEMORY", "4 apples", "a size such as 512m or 4g"),
     ("PY_EXEC_CPUS", "-0.5", "a number, 0 or more"),
     ("PY_EXEC_CPUS", "inf", "a number, 0 or more"),
+    ("PY_EXEC_PACKAGES", "six, ../x", "any, none, or names of packages"),
+    ("PY_EXEC_PACKAGES", "any, six", "any, none, or names of packages"),
     ("PY_EXEC_LOG_LEVEL", "LOUD", "DEBUG, INFO, WARNING or ERROR"),
     ("PY_EXEC_CA_BUNDLE", "/no/such/file.pem", "there is no such file"),
 ]

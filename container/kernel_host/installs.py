@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain, islice, repeat
 from typing import Any
 
 from . import identity
@@ -30,10 +32,8 @@ def packages(user_site: str) -> dict[str, Any]:
         user_site: what the session has installed; "" for none.
     """
     found: dict[str, str] = {}
-    for distribution, _ in _distributions(user_site):
-        name, version = _name(distribution), str(distribution.version)[:MAX_CHARACTERS]
-        if name not in found and len(found) < MAX_DISTRIBUTIONS:  # the first on the path is the one that is imported
-            found[name] = version
+    for distribution in _distributions(user_site):
+        found.setdefault(distribution["name"], distribution["version"])  # the first is the one that is imported
     return {"packages": sorted(found.items(), key=lambda item: item[0].lower())}
 
 
@@ -47,36 +47,27 @@ def environment(user_site: str) -> dict[str, Any]:
         "markers": dict(default_environment()),
         "abi": next(iter(tags.sys_tags())).abi,
         "platforms": list(tags.platform_tags()),
-        "distributions": list(_described(user_site)),
+        "distributions": list(_distributions(user_site)),
     }
 
 
-def _described(user_site: str) -> Iterator[dict[str, Any]]:
-    left = MAX_ALL_CHARACTERS
-    for count, (distribution, is_own) in enumerate(_distributions(user_site)):
-        if count >= MAX_DISTRIBUTIONS:
-            return
-        requires = [text for text in distribution.requires or [] if len(text) <= MAX_CHARACTERS]
-        left -= sum(map(len, requires))
-        yield {
-            "name": _name(distribution),
-            "version": str(distribution.version)[:MAX_CHARACTERS],
-            "requires": requires if left > 0 else [],
-            "own": is_own,
-        }
-
-
-def _distributions(user_site: str) -> Iterator[tuple[Any, bool]]:
-    """Each distribution, and whether it is the session's own; first those that win where there are two of a name."""
+def _distributions(user_site: str) -> Iterator[dict[str, Any]]:
+    """Name, version, what it needs, and whether it is the session's own; first those that win where there are two."""
     from importlib import metadata
 
-    if user_site:
-        yield from ((distribution, True) for distribution in metadata.distributions(path=[user_site]))
-    yield from ((distribution, False) for distribution in metadata.distributions())
-
-
-def _name(distribution: Any) -> str:
-    return str(distribution.metadata["Name"])[:MAX_CHARACTERS]
+    own = metadata.distributions(path=[user_site]) if user_site else ()
+    found = chain(zip(own, repeat(True)), zip(metadata.distributions(), repeat(False)))
+    left = MAX_ALL_CHARACTERS
+    for distribution, is_own in islice(found, MAX_DISTRIBUTIONS):
+        with suppress(Exception):  # a session puts there what it likes, also what is no text
+            requires = [text for text in distribution.requires or [] if len(text) <= MAX_CHARACTERS]
+            left -= sum(map(len, requires))
+            yield {
+                "name": distribution.metadata["Name"][:MAX_CHARACTERS],
+                "version": distribution.version[:MAX_CHARACTERS],
+                "requires": requires if left > 0 else [],
+                "own": is_own,
+            }
 
 
 def _installed(wheels: list[str], user_site: str, preloaded: set[str]) -> Iterator[dict[str, Any]]:
@@ -87,11 +78,12 @@ def _installed(wheels: list[str], user_site: str, preloaded: set[str]) -> Iterat
 
     names = {parse_wheel_filename(wheel)[0] for wheel in wheels}
     for distribution in metadata.distributions(path=[user_site]):
-        name = canonicalize_name(_name(distribution))
-        if name in names:
-            tops = {
-                file.parts[0].partition(".")[0] for file in distribution.files or () if file.suffix in {".py", ".so"}
-            }
+        with suppress(Exception):  # as above
+            name = canonicalize_name(distribution.metadata["Name"])
+            if name not in names:
+                continue
+            sources = [file for file in distribution.files or () if file.suffix in {".py", ".so"}]
+            tops = {file.parts[0].partition(".")[0] for file in sources}
             modules = sorted(top for top in tops if top.isidentifier() and len(top) <= MAX_CHARACTERS)[:MAX_MODULES]
             yield {"name": name, "modules": modules, "preloaded": not preloaded.isdisjoint(modules)}
 
@@ -149,6 +141,7 @@ def _run_uv(wheels: list[str], folder: str, home: str) -> None:
             f"the packages could not be unpacked within {INSTALL_SECONDS:g} s; nobody knows how far it got"
         ) from None
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()[-MAX_ERROR_CHARACTERS:]
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        said = "\n".join(line for line in lines if not line.startswith("Using "))[-MAX_ERROR_CHARACTERS:]
         how = f"exit code {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
         raise Refused(f"the packages could not be unpacked ({how}): {said}")

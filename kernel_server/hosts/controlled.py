@@ -247,10 +247,8 @@ class ControlledHost:
     async def _package_request(self, op: str, **arguments: Any) -> dict[str, Any]:
         try:
             return await self._control.request(op, **arguments)
-        except ControlRefused as error:
-            raise PackageError(f"Nothing was installed: {error}") from error
-        except ControlFailed as error:
-            raise PackageError(f"The packages could not be installed: {error}. Try again.") from error
+        except (ControlRefused, ControlFailed) as error:
+            raise PackageError(f"The packages could not be installed: {error}") from error
 
     async def put(self, session_id: str, path: str, make_tar: Callable[[int], Iterator[bytes]], name: str) -> str:
         async with self._staging(session_id) as (staging, folder, uid):

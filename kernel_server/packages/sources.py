@@ -10,6 +10,7 @@ import ast
 import os
 import ssl
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,41 +35,62 @@ OWN_INDEX = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
 # Of uv's own variables nothing else is taken over: one could allow what must not happen here, such as a build.
 KEPT = ("UV_CACHE_DIR",)
 RETRIES, TIMEOUT_SECONDS = 1, 20  # of a request: a machine without network is told as such, not waited for
+FIXED = {
+    "PIP_RETRIES": str(RETRIES),
+    "PIP_DEFAULT_TIMEOUT": str(TIMEOUT_SECONDS),
+    "PIP_NO_INPUT": "1",
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "PIP_REQUIRE_VIRTUALENV": "0",
+    "PIP_NO_COLOR": "1",
+    "UV_HTTP_RETRIES": str(RETRIES),
+    "UV_HTTP_TIMEOUT": str(TIMEOUT_SECONDS),
+}
+FALSE = {"0", "false", "no", "off"}
+FRESH_SECONDS = 60.0
 
 
-async def sources(folder: Path, ca_file: Path | None) -> dict[str, str]:
-    """The environment in which pip and uv find what the user has told pip.
+class Sources:
+    """Knows what pip is configured for; asks it anew after a while, since that takes longer than to resolve."""
 
-    Args:
-        folder: an empty one.
-        ca_file: PEM file of the authorities to trust, where pip has none.
+    def __init__(self, ca_file: Path | None) -> None:
+        """Asks nothing yet.
 
-    Raises:
-        PackageError: pip cannot be run.
-    """
-    base = {name: value for name, value in os.environ.items() if not name.startswith("UV_") or name in KEPT}
-    told = await _configured(folder, base)
-    told.setdefault("index-url", next((os.environ[name] for name in OWN_INDEX if os.environ.get(name)), ""))
-    told.setdefault("cert", str(ca_file or ssl.get_default_verify_paths().cafile or ""))
-    environment = {
-        **base,
-        "PIP_RETRIES": str(RETRIES),
-        "PIP_DEFAULT_TIMEOUT": str(TIMEOUT_SECONDS),
-        "PIP_NO_INPUT": "1",
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "PIP_REQUIRE_VIRTUALENV": "0",
-        "PIP_NO_COLOR": "1",
-        "UV_HTTP_RETRIES": str(RETRIES),
-        "UV_HTTP_TIMEOUT": str(TIMEOUT_SECONDS),
-    }
+        Args:
+            ca_file: PEM file of the authorities to trust, where pip has none.
+        """
+        self._ca_file = ca_file
+        self._told: dict[str, str] = {}
+        self._asked: tuple[float, dict[str, str]] | None = None
+
+    async def environment(self, folder: Path) -> dict[str, str]:
+        """The environment in which pip and uv find what the user has told pip.
+
+        Args:
+            folder: an empty one.
+
+        Raises:
+            PackageError: pip cannot be run.
+        """
+        base = {name: value for name, value in os.environ.items() if not name.startswith("UV_") or name in KEPT}
+        if self._asked is None or self._asked[1] != base or time.monotonic() - self._asked[0] > FRESH_SECONDS:
+            self._told, self._asked = await _configured(folder, base), (time.monotonic(), base)
+        told = dict(self._told)
+        told.setdefault("index-url", next((os.environ[name] for name in OWN_INDEX if os.environ.get(name)), ""))
+        told.setdefault("cert", str(self._ca_file or ssl.get_default_verify_paths().cafile or ""))
+        return {**base, **FIXED, **_translated(told)}
+
+
+def _translated(told: dict[str, str]) -> dict[str, str]:
+    """What pip is told by options, as variables for both programs."""
+    variables = {}
     for option, value in told.items():
-        if not value or option not in VARIABLES or (option == "no-index" and value in {"0", "false", "no", "off"}):
+        if not value or option not in VARIABLES or (option == "no-index" and value in FALSE):
             continue
         for_pip, for_uv = VARIABLES[option]
         words = " ".join(value.split())
-        environment[for_pip] = words
-        environment[for_uv] = words.replace(" ", ",") if option == "find-links" else words
-    return environment
+        variables[for_pip] = words
+        variables[for_uv] = words.replace(" ", ",") if option == "find-links" else words
+    return variables
 
 
 async def _configured(folder: Path, environment: dict[str, str]) -> dict[str, str]:

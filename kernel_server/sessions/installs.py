@@ -26,7 +26,7 @@ from kernel_server.kernels.outputs import Outputs, Stream
 from kernel_server.packages.download import download
 from kernel_server.packages.requirements import Allowed, read_requirements
 from kernel_server.packages.resolve import Plan, resolve
-from kernel_server.packages.sources import sources
+from kernel_server.packages.sources import Sources
 from kernel_server.sessions.session import OnProgress, Session
 from kernel_server.text import counted, human_size
 from kernel_server.transcripts.journal import JournaledCell
@@ -94,7 +94,7 @@ class Installer:
         self.allowed = allowed
         self._tasks = tasks
         self._folder = folder
-        self._ca_file = ca_file
+        self._sources = Sources(ca_file)
         self._limiter = anyio.CapacityLimiter(AT_A_TIME)
         self._installs: WeakKeyDictionary[Session, Install] = WeakKeyDictionary()
 
@@ -141,7 +141,7 @@ class Installer:
                 async with session.in_use(), self._limiter:
                     install.installed = await self._install(session, requirements, install)
         except (KernelServerError, OSError) as error:
-            install.failure = error
+            install.failure = session.ending or error  # where it has been ended, that is the reason
         except Exception as error:  # it must not end the installations of other sessions
             logger.exception("session %s: packages could not be installed", session.session_id)
             install.failure = PackageError(f"The installation failed inside the server: {type(error).__name__}.")
@@ -153,7 +153,7 @@ class Installer:
         with _working_folder(self._folder) as folder:
             (folder / "configuration").mkdir()
             environment = await session.host.environment(session.session_id)
-            variables = await sources(folder / "configuration", self._ca_file)
+            variables = await self._sources.environment(folder / "configuration")
             plan = await resolve(requirements, environment, folder, variables, trust_session=self.allowed.names is None)
             if not plan.wanted:
                 return Installed(plan, [])

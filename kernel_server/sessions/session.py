@@ -414,6 +414,11 @@ class Session:
         self.check_open()
         return life
 
+    @property
+    def ending(self) -> SessionError | None:
+        """Why it has been ended, if it has."""
+        return self._ending.again() if self._ending else None
+
     def check_open(self) -> None:
         """Raises SessionError if it has been ended."""
         if self._ending is not None:

@@ -254,6 +254,30 @@ async def test_no_code_of_a_package_runs_outside(local_session: Handle, shelf: S
     assert mark.exists()
 
 
+async def test_session_that_is_closed_meanwhile_is_told_as_such(tmp_path: Path, shelf: Shelf) -> None:
+    """Ours: and what was fetched for it is gone."""
+    shelf.wheel("base", "1.0")
+    async with serving(tmp_path, "local", PY_EXEC_WAIT="0.001") as kit:
+        session = await kit.init()
+        assert "Not done" in (await install(session, "base")).text
+        await session.call("close_session")
+        assert "was closed by close_session" in (await install(session, "base")).text
+        await eventually(lambda: not list((kit.state / "packages").iterdir()))
+
+
+async def test_what_a_session_makes_up_is_passed_over(session: Handle, shelf: Shelf) -> None:
+    """Ours: a file of its own keeps it neither from installing nor from seeing what there is."""
+    shelf.wheel("base", "1.0")
+    await session.run("""
+import os, site
+for name, text in {"x": b"\\xff", "y": b"", "z": b"Name: z\\nVersion: none\\nRequires-Dist: " + b"a" * 2_000_000}.items():
+    os.makedirs(f"{site.USER_SITE}/{name}-1.dist-info")
+    open(f"{site.USER_SITE}/{name}-1.dist-info/METADATA", "wb").write(text)
+""")
+    assert await installed(session, "base") == ["installed base==1.0"]
+    assert "base==1.0" in (await session.call("list_packages")).text.splitlines()
+
+
 REFUSED = {
     "": "is not a requirement",
     "-r requirements.txt": "is an option",
