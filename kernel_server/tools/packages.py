@@ -22,7 +22,9 @@ from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import services, text_result
 
 MAX_LISTED_CHARACTERS = 500
-INSTEAD_OF_PIP = "This session has no network, so pip finds nothing. Call the tool install_packages: it fetches packages from outside."
+INSTEAD_OF_PIP = (
+    "Without a network pip finds nothing. Call the tool install_packages: it fetches packages from outside."
+)
 MISSING = "install_packages fetches packages that are missing."
 FAILED = "[exit status "  # as SessionShell of kernel_host says it of a command
 _PIP = re.compile(r"\bpip3?\b.{0,20}\binstall\b")
