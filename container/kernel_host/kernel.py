@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType, SimpleNamespace
 from typing import Any, cast
 
@@ -288,9 +289,13 @@ def run(
     app.config.Session.key = launch.key
     if launch.uid is not None:
         identity.yield_to_host()
+    as_host = nullcontext if launch.host_uid is None else partial(identity.acting_as, launch.host_uid)
     if launch.walls is not None:  # before there is a second thread, which they would not restrict
-        launch.walls.raise_around([launch.workspace, launch.private], launch.run_dir, launch.shared)
-    with nullcontext() if launch.host_uid is None else identity.acting_as(launch.host_uid):
+        with as_host():  # the only one who may enter the run folder
+            sockets = os.open(launch.run_dir, os.O_PATH | os.O_CLOEXEC)
+        launch.walls.raise_around([launch.workspace, launch.private], sockets, launch.shared)
+        os.close(sockets)
+    with as_host():
         app.bind_channels()
     bound()
     identity.set_limits(launch.limits)

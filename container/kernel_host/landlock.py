@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 TCP_ABI, SCOPES_ABI = 4, 6  # from which on it knows TCP, and signals and abstract sockets
 WANTED_ABI = SCOPES_ABI
@@ -58,12 +59,12 @@ def abi() -> int:
     return max(0, int(_libc.syscall(_CREATE, None, ctypes.c_size_t(0), _CREATE_VERSION)))
 
 
-def restrict(own: Iterable[str], sockets: str, shared: str, ports: tuple[int, ...] | None) -> None:
+def restrict(own: Iterable[str], sockets: int, shared: str, ports: tuple[int, ...] | None) -> None:
     """Restricts this thread, which must be the only one of its process, and all that it starts; for good.
 
     Args:
         own: folders of the session, in which it may do what it likes.
-        sockets: folder in which sockets may be made.
+        sockets: descriptor of a folder in which sockets may be made.
         shared: a folder that it may read.
         ports: of TCP, to which it may connect, without any other TCP; None: all TCP is left as it is.
 
@@ -83,8 +84,13 @@ def restrict(own: Iterable[str], sockets: str, shared: str, ports: tuple[int, ..
     size = max((size for since, size in sizes.items() if version >= since), default=8)
     descriptor = _call(_CREATE, ctypes.byref(ruleset), ctypes.c_size_t(size), 0)
     try:
-        for path, rights in _rights(own, sockets, shared):
-            _allow(descriptor, path, rights & handled)
+        _add(descriptor, sockets, SOCKETS & handled)
+        for path in own:
+            with _opened(path) as folder:
+                _add(descriptor, folder, OWN & handled)
+        for path, rights in _common_rights(shared):
+            with suppress(OSError), _opened(path) as folder:  # what is not there, or not for a session, needs no right
+                _add(descriptor, folder, rights & handled)
         for port in ports or () if version >= TCP_ABI else ():
             _call(_ADD, descriptor, _NET_PORT, ctypes.byref(_NetPort(CONNECT_TCP, port)), 0)
         _call(_RESTRICT, descriptor, 0)
@@ -92,30 +98,30 @@ def restrict(own: Iterable[str], sockets: str, shared: str, ports: tuple[int, ..
         os.close(descriptor)
 
 
-def _rights(own: Iterable[str], sockets: str, shared: str) -> Iterable[tuple[str, int]]:
+def _common_rights(shared: str) -> Iterator[tuple[str, int]]:
     yield "/", READ_DIR  # names, as far as users and modes show them
     for name in os.listdir("/"):
         if name not in NOT_SYSTEM:
             yield f"/{name}", READ
     for name in DEVICES:
         yield f"/dev/{name}", USE
-    yield from (("/proc", LOOK), ("/sys", LOOK), (shared, READ), (sockets, SOCKETS))
-    for folder in (*own, "/tmp", "/dev/shm"):  # noqa: S108 - the container's own
-        yield folder, OWN
+    yield from (("/proc", LOOK), ("/sys", LOOK), (shared, READ))
+    yield from (("/tmp", OWN), ("/dev/shm", OWN))  # noqa: S108 - the container's own
 
 
-def _allow(ruleset: int, path: str, rights: int) -> None:
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:  # what is not there, or not for a session, needs no right
-        return
-    try:
-        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            rights &= OF_FILES
-        if rights:
-            _call(_ADD, ruleset, _PATH_BENEATH, ctypes.byref(_PathBeneath(rights, descriptor)), 0)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _add(ruleset: int, parent: int, rights: int) -> None:
+    if not stat.S_ISDIR(os.fstat(parent).st_mode):
+        rights &= OF_FILES
+    _call(_ADD, ruleset, _PATH_BENEATH, ctypes.byref(_PathBeneath(rights, parent)), 0)
 
 
 def _call(number: int, *arguments: object) -> int:

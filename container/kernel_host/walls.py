@@ -37,7 +37,7 @@ class Walls:
             None if tcp_ports is None else tuple(tcp_ports),
         )
 
-    def raise_around(self, own: list[str], sockets: str, shared: str) -> None:
+    def raise_around(self, own: list[str], sockets: int, shared: str) -> None:
         """Restricts this process, which has one thread, and all that it starts; for good. See `landlock.restrict`.
 
         Raises:

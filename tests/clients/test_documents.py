@@ -186,5 +186,5 @@ def test_requirements_name_no_index_and_cover_the_dependencies() -> None:
     assert all(re.fullmatch(r"[a-z0-9_.-]+==\S+( ; .+)?", line) for line in lines)
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     declared = project.split("\ndependencies = [", 1)[1].split("\n]", 1)[0]
-    names = {name.lower().replace("_", "-") for name in re.findall(r'"([\w-]+)', declared)}
+    names = {re.sub("[._]", "-", name.lower()) for name in re.findall(r'"([\w.-]+)', declared)}
     assert names <= {line.partition("==")[0] for line in lines}

@@ -195,7 +195,7 @@ def test_files_beyond_its_own_are_out_of_reach(monkeypatch: pytest.MonkeyPatch) 
         listener.listen()
 
         def tried() -> dict[str, int]:
-            landlock.restrict([str(own)], str(sockets), str(sockets), None)
+            landlock.restrict([str(own)], os.open(sockets, os.O_PATH), str(sockets), None)
             return outcome(own, other)
 
         allowed = dict.fromkeys(("write its own", "make a folder", "read the system", "use a device"), 0)
@@ -240,7 +240,7 @@ def test_tcp_is_that_which_was_allowed(tmp_path: Path, ports: Any, connects: int
         allowed = (address[1],) if ports == "it" else ports
 
         def tried() -> list[int]:
-            landlock.restrict([str(own)], str(sockets), str(own), allowed)
+            landlock.restrict([str(own)], os.open(sockets, os.O_PATH), str(own), allowed)
             return [
                 error_of(lambda: socket.create_connection(address, timeout=5).close()),
                 error_of(lambda: socket.create_server(("127.0.0.1", 0)).close()),
@@ -257,7 +257,7 @@ def test_process_with_threads_is_not_taken_for_restricted(tmp_path: Path) -> Non
 
         threading.Thread(target=threading.Event().wait, daemon=True).start()
         Walls(seccomp=False, landlock=1, internet="none", tcp_ports=()).raise_around(
-            [str(tmp_path)], str(tmp_path), "/"
+            [str(tmp_path)], os.open(tmp_path, os.O_PATH), "/"
         )
 
     assert "threads that run already" in in_child(tried)
