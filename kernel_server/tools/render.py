@@ -132,11 +132,30 @@ def _fit(pieces: list[Piece], limit: int, how_to_get_the_rest: str) -> int:
     missing = sum(piece.dropped for piece in texts)
     for piece in sorted(texts, key=lambda piece: -len(piece.text)):
         size = len(piece.text.encode())
-        keep = max(size - max(excess, 0), limit // 10)
+        keep = min(size, max(size - max(excess, 0), limit // 10))
         piece.text = cut_middle(piece.text, keep, how_to_get_the_rest, piece.dropped)
         excess -= size - keep
-        missing += max(0, size - keep)
+        missing += size - keep
+    return missing + _leave_out(texts, limit, how_to_get_the_rest) if excess > 0 else missing
+
+
+def _leave_out(texts: list[_Text], limit: int, how_to_get_the_rest: str) -> int:
+    """The same where there are too many short ones: a line takes the place of those in the middle."""
+    head, tail = _how_many_fit(texts, limit * 2 // 3), _how_many_fit(texts[::-1], limit // 3)
+    middle = texts[head : len(texts) - tail]
+    missing = sum(len(piece.text.encode()) for piece in middle)
+    for piece in middle:
+        piece.text = ""
+    middle[0].text = f"[… {len(middle)} of {len(texts)} outputs left out, {missing} bytes; {how_to_get_the_rest} …]"
     return missing
+
+
+def _how_many_fit(texts: list[_Text], room: int) -> int:
+    for count, piece in enumerate(texts):
+        room -= len(piece.text.encode())
+        if room < 0:
+            return count
+    return len(texts)
 
 
 def _join(pieces: list[Piece]) -> list[ContentBlock]:
@@ -145,6 +164,8 @@ def _join(pieces: list[Piece]) -> list[ContentBlock]:
     text = ""
     for piece in pieces:
         if isinstance(piece, _Text):
+            if not piece.text:
+                continue
             text += piece.text if not text or text.endswith("\n") else f"\n{piece.text}"
             continue
         if text:

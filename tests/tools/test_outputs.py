@@ -66,3 +66,14 @@ async def test_what_is_not_there_is_said(session: Handle) -> None:
     assert "Unknown session_id" in unknown.text
     past = await session.call("read_output", offset=10_000)
     assert "the end]" in past.text
+
+
+async def test_very_many_short_outputs_are_cut_as_one_long_text(session: Handle) -> None:
+    """Issue 3: PY_EXEC_OUTPUT_BYTES is the most of one result. Of 1000 displays, 1.1 MB were sent."""
+    reply = await session.run("from IPython.display import *\nfor n in range(1000): display(Markdown(f'{n:04}' * 250))")
+    assert reply.text.startswith("0000")
+    assert len(reply.text.encode()) < 11_000
+    assert re.search(r"\[… 99\d of 100\d outputs left out, 99\d000 bytes; read_output\(", reply.text)
+    assert reply.output.endswith("0999")
+    assert reply.result["truncated"]["text_bytes"] > 990_000
+    assert "0500" in (await session.call("read_output", pattern="0500")).text
