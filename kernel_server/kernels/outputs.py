@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import MutableSequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from kernel_server.kernels.previews import PREVIEW_KEY, Preview, preview_of
@@ -22,6 +23,7 @@ OWN_FRAME = "/kernel_host/kernel.py"  # of the handler that raises KeyboardInter
 MAX_OUTPUTS = 2_000
 MAX_ERRORS = 20
 MAX_ERROR_BYTES = 200_000  # of its value, and of its traceback
+MAX_TYPES = 100  # of one bundle; real ones have a handful
 MAX_DEPTH = 100  # of JSON that is displayed; every reader of a notebook is recursive
 PIECE_BYTES = 4 << 10  # pieces of text are joined up to here, so that a flood of small ones takes linear time
 
@@ -116,6 +118,7 @@ class Display:
 
     Attributes:
         preview: of its picture; for the result alone, a notebook has the original.
+        size: what it takes in memory, roughly.
     """
 
     data: dict[str, Any]
@@ -123,17 +126,18 @@ class Display:
     execution_count: int | None = None
     display_id: str = ""
     preview: Preview | None = None
+    size: int = field(init=False, compare=False, repr=False)
 
-    @property
-    def size(self) -> int:
-        """What it takes in memory, roughly."""
-        return _size(self.data, self.metadata) + (len(self.preview.data) if self.preview else 0)
+    def __post_init__(self) -> None:
+        """Measured once: an update of many displays would measure each of them."""
+        self.size = _size(self.data, self.metadata) + (len(self.preview.data) if self.preview else 0)
 
     def reduce(self) -> None:
         """The preview takes the place of the picture."""
         if self.preview and self.preview.data:
             self.data = {key: value for key, value in self.data.items() if not key.startswith("image/")}
             self.data[self.preview.mime_type] = self.preview.data
+            self.__post_init__()
 
 
 @dataclass
@@ -247,7 +251,7 @@ class Outputs:
                 if not self._keep(new, MAX_RICH_BYTES - self._rich_kept + item.size):
                     return
                 self._rich_kept -= item.size
-                item.data, item.metadata, item.preview = new.data, new.metadata, new.preview
+                item.data, item.metadata, item.preview, item.size = new.data, new.metadata, new.preview, new.size
 
     def _keep(self, display: Display, room: int) -> bool:
         """Counts it, if need be with its preview instead of its picture; False if it is too large even so."""
@@ -268,7 +272,8 @@ class Outputs:
 
 def _display(content: dict[str, Any]) -> Display:
     data, metadata = content.get("data"), content.get("metadata")
-    data = {str(key): value for key, value in data.items() if not _is_deep(value)} if isinstance(data, dict) else {}
+    first = islice(data.items(), MAX_TYPES) if isinstance(data, dict) else ()
+    data = {str(key): value for key, value in first if not _is_deep(value)}
     metadata = dict(metadata) if isinstance(metadata, dict) and not _is_deep(metadata) else {}
     preview = preview_of(metadata.pop(PREVIEW_KEY, None))
     return Display(data, metadata, display_id=_display_id(content), preview=preview)

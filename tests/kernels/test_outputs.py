@@ -10,6 +10,7 @@ from kernel_server.kernels.outputs import (
     MAX_OUTPUTS,
     MAX_RICH_BYTES,
     MAX_TEXT_BYTES,
+    MAX_TYPES,
     PIECE_BYTES,
     Display,
     Error,
@@ -297,3 +298,22 @@ def test_execution_count_is_a_count_or_nothing(count: object) -> None:
 def test_error_of_a_reply_without_traceback() -> None:
     """Jupyter messaging, execute_reply with status error: the fields may be missing."""
     assert error_of({"ename": "KeyboardInterrupt"}) == Error("KeyboardInterrupt", "", [])
+
+
+def test_bundle_of_very_many_types_is_cut() -> None:
+    """Ours: with two million of them one message held up the server for seven seconds."""
+    (item,) = fold(("display_data", {"data": {f"x/{number}": "" for number in range(MAX_TYPES + 1)}})).items
+    assert isinstance(item, Display)
+    assert list(item.data) == [f"x/{number}" for number in range(MAX_TYPES)]
+
+
+def test_size_of_a_display_is_that_of_what_it_shows_now() -> None:
+    """Ours: it is measured once; an update of 2000 displays with the same id took more than a second."""
+    first = {"data": {"text/plain": "x" * 10}, "transient": {"display_id": "a"}}
+    second = {**first, "data": {"text/plain": "x" * 1000}}
+    (item,) = fold(("display_data", first), ("update_display_data", second)).items
+    assert isinstance(item, Display)
+    assert item.size == Display(second["data"], {}).size
+    item.preview = Preview("image/png", "x" * 20)
+    item.reduce()
+    assert item.size == Display(item.data, {}, preview=item.preview).size
