@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import mimetypes
 import os
-import tarfile
 from collections.abc import Iterator
 
 from kernel_server.errors import FileError
+from kernel_server.files.members import members
 from kernel_server.streams import IteratorReader
 
 BYTES_TYPE = "application/octet-stream"
@@ -16,6 +16,7 @@ TEXT_TYPE = "text/plain"
 # Types of text that do not say so by `text/`, `+json` or `+xml`: RFC 8259, RFC 7303, RFC 9239.
 TEXT_TYPES = {"application/json", "application/xml", "application/javascript"}
 MORE_TYPES = {"text/markdown": ".md", "application/x-ipynb+json": ".ipynb"}  # not in every Python's table
+BROKEN = "The file broke off on its way out of the container. Try again."
 FRAME_BYTES = 64 << 10  # headers and padding of a tar with one file
 
 
@@ -29,16 +30,15 @@ def read_item(chunks: Iterator[bytes], size: int) -> bytes:
         FileError: the stream is not what it should be.
     """
     stream = IteratorReader(_bounded(chunks, size + FRAME_BYTES))
+    member = next(members(stream, BROKEN), None)
+    if member is None or not member.isreg() or member.issparse() or member.size != size:
+        raise FileError("The container sent something else than it had announced. Try again.")
     try:
-        with tarfile.open(fileobj=stream, mode="r:") as archive:
-            member = archive.next()
-            if member is None or not member.isreg() or member.issparse() or member.size != size:
-                raise FileError("The container sent something else than it had announced. Try again.")
-            data = stream.read(size)
-    except (tarfile.TarError, OSError) as error:  # Python 3.10 seeks backwards in an empty archive
-        raise FileError("The file broke off on its way out of the container. Try again.") from error
+        data = stream.read(size)
+    except OSError as error:
+        raise FileError(BROKEN) from error
     if len(data) != size:
-        raise FileError("The file broke off on its way out of the container. Try again.")
+        raise FileError(BROKEN)
     return data
 
 

@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 
 from kernel_server.errors import FileError
 from kernel_server.files.beneath import kind_of, open_beneath
+from kernel_server.files.members import members
 from kernel_server.streams import IteratorReader
 
 CHUNK_BYTES = 1 << 20
 TEMPORARY_PREFIX = ".kernel-server-"
+BROKEN = "The copy broke off on its way out of the container. Nothing was written; try again."
 SETTLED_SECONDS = 10.0  # a younger folder may be one that its server has not locked yet
 
 
@@ -161,10 +163,6 @@ def receive(chunks: Iterator[bytes], folder: int, path: str, *, name: str, files
                 os.close(staging)
         finally:
             _remove(folder, temporary)
-    except tarfile.TarError as error:
-        raise FileError(
-            "The copy broke off on its way out of the container. Nothing was written; try again."
-        ) from error
     except OSError as error:
         reasons = {
             errno.ENOSPC: "the host's disk is full",
@@ -201,27 +199,25 @@ def _remove_unfinished(folder: int) -> None:
 def _unpack(chunks: Iterator[bytes], staging: int, files: int, size: int) -> None:
     arrived_files = arrived_bytes = 0
     stream = IteratorReader(chunks)
-    # Mode "r:" reads headers where the stream stands and moves forward; "r|" would copy every byte three times.
-    with tarfile.open(fileobj=stream, mode="r:") as archive:
-        for member in archive:
-            parts = member.name.split("/")
-            if parts[0] != "item" or any(part in ("", ".", "..") or "\0" in part for part in parts):
-                raise FileError(f"The container sent an unexpected name: {member.name[:80]!r}. Nothing was written.")
-            parent = _open_parent(staging, parts)
-            try:
-                if member.isdir():
-                    os.mkdir(parts[-1], 0o755, dir_fd=parent)
-                elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
-                    if arrived_bytes + member.size > size:  # before it fills the disk
-                        raise FileError("The container sent more than it had announced. Nothing was written.")
-                    arrived_bytes += _write(stream, member, parent, parts[-1])
-                    arrived_files += 1
-                else:
-                    raise FileError(
-                        f"The container sent {member.name[:80]!r}, neither file nor folder. Nothing was written."
-                    )
-            finally:
-                os.close(parent)
+    for member in members(stream, BROKEN):
+        parts = member.name.split("/")
+        if parts[0] != "item" or any(part in ("", ".", "..") or "\0" in part for part in parts):
+            raise FileError(f"The container sent an unexpected name: {member.name[:80]!r}. Nothing was written.")
+        parent = _open_parent(staging, parts)
+        try:
+            if member.isdir():
+                os.mkdir(parts[-1], 0o755, dir_fd=parent)
+            elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
+                if not 0 <= member.size <= size - arrived_bytes or arrived_files == files:  # before it fills the disk
+                    raise FileError("The container sent more than it had announced. Nothing was written.")
+                arrived_bytes += _write(stream, member, parent, parts[-1])
+                arrived_files += 1
+            else:
+                raise FileError(
+                    f"The container sent {member.name[:80]!r}, neither file nor folder. Nothing was written."
+                )
+        finally:
+            os.close(parent)
     if (arrived_files, arrived_bytes) != (files, size):
         raise FileError("The copy arrived incomplete. Nothing was written; try again.")
 

@@ -436,3 +436,33 @@ def test_text_is_written_whole_or_not_at_all(small_disk: Path) -> None:
         with pytest.raises(FileError, match="disk is full"):
             write_text(folder, "a/n.ipynb", "x" * 1_000_000, "default.ipynb")
     assert read_tree(small_disk) == {"a/n.ipynb": "{}ü".encode()}
+
+
+def test_negative_size_is_stopped_before_anything_is_written(target: Path) -> None:
+    """Ours: tar can say one in base 256; all that followed was written, however little had been announced."""
+    header = bytearray(tarfile.TarInfo("item").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" * 11 + b"\xfe"
+    header[148:156] = b"%06o\0 " % (256 + sum(header[:148]) + sum(header[156:]))
+    with pytest.raises(FileError, match="more than it had announced"):
+        take(bytes(header) + bytes(4 << 20), target, files=1, size=0)
+    assert os.listdir(target) == []
+
+
+def test_headers_upon_headers_are_a_broken_copy(target: Path) -> None:
+    """Python, tarfile: each extended header is read within the one before, until the stack ends."""
+    header = tarfile.TarInfo("x")
+    header.type = tarfile.XHDTYPE
+    with pytest.raises(FileError, match="broke off"):
+        take(header.tobuf(tarfile.GNU_FORMAT) * 20_000, target, files=1, size=0)
+
+
+def test_more_files_than_announced_are_not_written(target: Path) -> None:
+    """Ours: empty ones take room, too."""
+    with pytest.raises(FileError, match="more than it had announced"):
+        take(send_many(3), target, files=2, size=0)
+
+
+def send_many(count: int) -> bytes:
+    headers = [tarfile.TarInfo("item"), *(tarfile.TarInfo(f"item/{number}") for number in range(count))]
+    headers[0].type = tarfile.DIRTYPE
+    return b"".join(header.tobuf(tarfile.PAX_FORMAT) for header in headers) + bytes(1024)
