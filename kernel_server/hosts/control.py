@@ -143,7 +143,7 @@ class Control:
                 self._route(json.loads(await self._reader.readuntil(b"\n")))
         except (IncompleteReadError, OSError):
             logger.debug("control connection closed")
-        except (LimitOverrunError, ValueError) as error:
+        except (LimitOverrunError, ValueError, RecursionError) as error:
             logger.error("control connection dropped: unreadable line (%s)", error)
         finally:
             self._closed = True
@@ -151,12 +151,16 @@ class Control:
             for pending in self._pending.values():
                 pending.answered.set()
 
-    def _route(self, message: dict[str, Any]) -> None:
+    def _route(self, message: Any) -> None:
+        if not isinstance(message, dict):
+            raise ValueError("no object")  # noqa: TRY004 - as for what is no JSON
         self._heard += 1
         if "event" in message:
             with suppress(anyio.BrokenResourceError):  # nobody listens any more
                 self._event_sender.send_nowait(message)
-        elif pending := self._pending.get(message.get("id", -1)):
+        elif isinstance(number := message.get("id"), int) and (pending := self._pending.get(number)):
+            if not isinstance(message.get("error") or message.get("result"), dict):
+                raise ValueError("an answer with neither result nor error")
             pending.answer = message
             pending.answered.set()
 
@@ -176,7 +180,9 @@ async def connect_control(path: Path, token: str, seconds: float, ended: anyio.E
         try:
             with anyio.fail_after(HELLO_SECONDS):
                 hello = json.loads(await reader.readuntil(b"\n"))
-        except (TimeoutError, IncompleteReadError, LimitOverrunError, OSError, ValueError) as error:
+            if not isinstance(hello, dict):
+                raise ValueError("no object")  # noqa: TRY004 - as for what is no JSON
+        except (TimeoutError, IncompleteReadError, LimitOverrunError, OSError, ValueError, RecursionError) as error:
             raise HostLost("The kernel host did not introduce itself; its container may be paused.") from error
         if hello.get("protocol") != PROTOCOL:
             raise HostLost(

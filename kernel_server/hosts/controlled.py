@@ -9,9 +9,9 @@ import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -45,7 +45,10 @@ MISSING = (
     " The server's folder {path} has been removed. Kernels that run go on, new ones cannot be started: copy out what is "
     "needed, then call reset."
 )
+MISREAD = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)  # where an answer has another form
 _RECORD = re.compile(r"session-([0-9a-z]+)")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,15 @@ class ControlledHost:
 
     async def spawn(self, session_id: str, *, warm: bool = False) -> Launched:
         try:
-            result = await self._control.request("spawn", session_id=session_id, warm=warm)
+            return await self._ask("spawn", self._launched, session_id=session_id, warm=warm)
         except (ControlRefused, ControlFailed) as error:
             raise KernelError(f"The kernel did not start: {error}{self._what_is_missing()}") from error
+
+    def _launched(self, told: dict[str, Any]) -> Launched:
         connection = {
             "transport": "ipc",
-            "ip": str(self.folder.path / result["ip"]),
-            "key": result["key"],
+            "ip": str(self.folder.path / told["ip"]),
+            "key": told["key"],
             "signature_scheme": SIGNATURE_SCHEME,
             "shell_port": 1,
             "iopub_port": 2,
@@ -112,17 +117,17 @@ class ControlledHost:
             "control_port": 4,
             "hb_port": 5,
         }
-        return Launched(int(result["pid"]), connection, str(result["workspace"]))
+        return Launched(int(told["pid"]), connection, str(told["workspace"]))
 
     async def signal(self, session_id: str, signum: int) -> None:
-        await self._kernel_request("signal", session_id=session_id, signum=signum)
+        await self._kernel_request("signal", dict, session_id=session_id, signum=signum)
 
     async def kill(self, session_id: str) -> None:
-        await self._kernel_request("kill", session_id=session_id)
+        await self._kernel_request("kill", dict, session_id=session_id)
 
     async def clear(self, session_id: str) -> None:
         self.folder.remove(_record_name(session_id))
-        await self._kernel_request("clear", session_id=session_id)
+        await self._kernel_request("clear", dict, session_id=session_id)
 
     def remember(self, record: SessionRecord) -> None:
         if self._keep_seconds:
@@ -131,7 +136,7 @@ class ControlledHost:
     async def hold(self, *, sessions: bool) -> None:
         seconds = self._keep_seconds if sessions and self._keep_seconds else LEASE_SECONDS
         if seconds != self._lease:
-            await self._kernel_request("hold", lease_seconds=seconds)
+            await self._kernel_request("hold", dict, lease_seconds=seconds)
             self._lease = seconds
 
     def keep(self) -> bool:
@@ -142,20 +147,15 @@ class ControlledHost:
         self.folder.kept = False
 
     async def kernels(self) -> dict[str, Death | int]:
-        result = await self._kernel_request("list")
-        self._oom_kills = int(result["oom_kills"])
-        return {
-            str(found["session_id"]): found["pid"] or _death(found["death"], out_of_memory=False)
-            for found in result["sessions"]
-        }
+        self._oom_kills, kernels = await self._kernel_request("list", _kernels)
+        return kernels
 
     async def usage(self, session_id: str) -> Usage:
-        result = await self._kernel_request("usage", session_id=session_id)
-        return Usage(int(result["memory"]), float(result["cpu_seconds"]), int(result["processes"]))
+        return await self._kernel_request("usage", _usage, session_id=session_id)
 
     async def answers(self) -> bool:
         try:
-            await self._kernel_request("ping", seconds=PULSE_SECONDS)
+            await self._kernel_request("ping", dict, seconds=PULSE_SECONDS)
         except HostLost:
             return False
         except KernelError:  # one of an earlier version knows no ping, but answers
@@ -163,13 +163,23 @@ class ControlledHost:
         return True
 
     async def is_short_of_memory(self) -> bool:
-        found = {name: int(size) for name, size in (await self._kernel_request("memory")).items()}
-        crowded = found["limit"] and found["used"] > MOST_OF_LIMIT * found["limit"]
-        return bool(crowded) or found["available"] < LEAST_OF_MACHINE * found["total"]
+        return await self._kernel_request("memory", _is_short)
 
-    async def _kernel_request(self, op: str, **arguments: Any) -> dict[str, Any]:
+    async def _ask(self, op: str, read: Callable[[dict[str, Any]], T], **arguments: Any) -> T:
+        """What `read` makes of the answer.
+
+        Raises:
+            HostLost: it is not of the form that it should be, or as `Control.request`, which raises the others, too.
+        """
+        answer = await self._control.request(op, **arguments)
         try:
-            return await self._control.request(op, **arguments)
+            return read(answer)
+        except MISREAD as error:
+            raise HostLost(f"The kernel host's answer to {op!r} cannot be read. reset starts a fresh one.") from error
+
+    async def _kernel_request(self, op: str, read: Callable[[dict[str, Any]], T], **arguments: Any) -> T:
+        try:
+            return await self._ask(op, read, **arguments)
         except (ControlRefused, ControlFailed) as error:
             raise KernelError(str(error)) from error
 
@@ -177,20 +187,22 @@ class ControlledHost:
         async for event in self._control.events():
             if event.get("event") != "death":
                 continue
-            oom_kills = int(event.get("oom_kills", 0))
+            try:
+                death, oom_kills = _death(event), int(event.get("oom_kills", 0))
+            except MISREAD as error:
+                logger.error("a death that kernel_host told cannot be read: %r", error)
+                continue
             if oom_kills > self._oom_kills:
                 self._oom_kills, self._oom_until = oom_kills, anyio.current_time() + OOM_SECONDS
-            out_of_memory = event.get("signal") == signal.SIGKILL and anyio.current_time() < self._oom_until
-            yield _death(event, out_of_memory=out_of_memory)
+            yield replace(
+                death, out_of_memory=death.signal == signal.SIGKILL and anyio.current_time() < self._oom_until
+            )
 
     async def describe(self, session_id: str, path: str) -> tuple[str, int]:
-        result = await self._file_request("describe", session_id=session_id, path=path)
-        return str(result["kind"]), int(result["size"])
+        return await self._file_request("describe", _kind_and_size, session_id=session_id, path=path)
 
     async def list_files(self, session_id: str, path: str) -> tuple[list[FoundFile], int]:
-        result = await self._file_request("list_files", session_id=session_id, path=path)
-        found = [FoundFile(str(f["path"]), int(f["size"]), float(f["modified"])) for f in result["files"]]
-        return found, int(result["more"])
+        return await self._file_request("list_files", _found_files, session_id=session_id, path=path)
 
     async def edit(self, session_id: str, path: str, content: str, old: str) -> bool:
         import json
@@ -199,7 +211,9 @@ class ControlledHost:
         request = anyio.Path(self.folder.path / name)
         try:
             await request.write_bytes(json.dumps({"content": content, "old": old}).encode())
-            result = await self._file_request("edit", session_id=session_id, path=path, content_file=name)
+            return await self._file_request(
+                "edit", lambda told: bool(told["created"]), session_id=session_id, path=path, content_file=name
+            )
         except OSError as error:
             raise FileError(
                 f"{path}: the text could not be handed over ({error.strerror}).{self._what_is_missing()}"
@@ -207,14 +221,12 @@ class ControlledHost:
         finally:
             with anyio.CancelScope(shield=True):
                 await request.unlink(missing_ok=True)
-        return bool(result["created"])
 
     def _what_is_missing(self) -> str:
         return "" if self.folder.path.is_dir() else MISSING.format(path=self.folder.outer)
 
     async def packages(self, session_id: str) -> list[tuple[str, str]]:
-        result = await self._file_request("packages", session_id=session_id)
-        return [(str(name), str(version)) for name, version in result["packages"]]
+        return await self._file_request("packages", _packages, session_id=session_id)
 
     async def environment(self, session_id: str) -> Environment:
         self._check_installs()
@@ -253,16 +265,22 @@ class ControlledHost:
     async def put(self, session_id: str, path: str, make_tar: Callable[[int], Iterator[bytes]], name: str) -> str:
         async with self._staging(session_id) as (staging, folder, uid):
             await anyio.to_thread.run_sync(self._archive.put, folder, make_tar(uid), limiter=self._limiter)
-            result = await self._file_request(
-                "receive", session_id=session_id, staging=staging, name=name, path=path, seconds=TRANSFER_SECONDS
+            return await self._file_request(
+                "receive",
+                lambda told: str(told["path"]),
+                session_id=session_id,
+                staging=staging,
+                name=name,
+                path=path,
+                seconds=TRANSFER_SECONDS,
             )
-        return str(result["path"])
 
     @asynccontextmanager
     async def take(self, session_id: str, path: str, max_bytes: int) -> AsyncIterator[tuple[Staged, Iterator[bytes]]]:
         async with self._staging(session_id) as (staging, folder, _):
-            result = await self._file_request(
+            staged = await self._file_request(
                 "send",
+                _staged,
                 session_id=session_id,
                 staging=staging,
                 name="item",
@@ -270,45 +288,67 @@ class ControlledHost:
                 max_bytes=max_bytes,
                 seconds=TRANSFER_SECONDS,
             )
-            staged = Staged(
-                str(result["kind"]),
-                int(result["size"]),
-                int(result["files"]),
-                [str(name) for name in result["skipped"]],
-                int(result["skipped_count"]),
-            )
             yield staged, self._archive.get(f"{folder}/item")
 
     @asynccontextmanager
     async def _staging(self, session_id: str) -> AsyncIterator[tuple[str, str, int]]:
         """A staging folder for one transfer: its name, its path as the archive sees it, and its owner's UID."""
         name = secrets.token_hex(16)
-        made = await self._file_request("stage", session_id=session_id, staging=name)
+        path, uid = await self._file_request(
+            "stage", lambda told: (str(told["path"]), int(told["uid"])), session_id=session_id, staging=name
+        )
         try:
-            yield name, str(made["path"]), int(made["uid"])
+            yield name, path, uid
         finally:
             with anyio.move_on_after(TRANSFER_SECONDS, shield=True):
-                await self._file_request("unstage", session_id=session_id, staging=name, seconds=TRANSFER_SECONDS)
+                await self._file_request("unstage", dict, session_id=session_id, staging=name, seconds=TRANSFER_SECONDS)
 
-    async def _file_request(self, op: str, **arguments: Any) -> dict[str, Any]:
+    async def _file_request(self, op: str, read: Callable[[dict[str, Any]], T], **arguments: Any) -> T:
         try:
-            return await self._control.request(op, **arguments)
+            return await self._ask(op, read, **arguments)
         except ControlRefused as error:
             raise FileError(f"{error}.".replace("..", ".")) from error
         except ControlFailed as error:
             raise FileError(f"The file operation failed: {error}") from error
 
 
-def _death(event: dict[str, Any] | None, *, out_of_memory: bool) -> Death:
-    event = event or {"session_id": "", "pid": 0}
-    return Death(
-        str(event["session_id"]),
-        int(event["pid"]),
-        event.get("exit_code"),
-        event.get("signal"),
-        out_of_memory,
-        _exceeded(event.get("exceeded")),
-    )
+def _kernels(told: dict[str, Any]) -> tuple[int, dict[str, Death | int]]:
+    kernels = {str(found["session_id"]): found["pid"] or _death(found["death"]) for found in told["sessions"]}
+    return int(told["oom_kills"]), kernels
+
+
+def _usage(told: dict[str, Any]) -> Usage:
+    return Usage(int(told["memory"]), float(told["cpu_seconds"]), int(told["processes"]))
+
+
+def _is_short(told: dict[str, Any]) -> bool:
+    found = {name: int(size) for name, size in told.items()}
+    crowded = found["limit"] and found["used"] > MOST_OF_LIMIT * found["limit"]
+    return bool(crowded) or found["available"] < LEAST_OF_MACHINE * found["total"]
+
+
+def _kind_and_size(told: dict[str, Any]) -> tuple[str, int]:
+    return str(told["kind"]), int(told["size"])
+
+
+def _found_files(told: dict[str, Any]) -> tuple[list[FoundFile], int]:
+    found = [FoundFile(str(f["path"]), int(f["size"]), float(f["modified"])) for f in told["files"]]
+    return found, int(told["more"])
+
+
+def _packages(told: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(str(name), str(version)) for name, version in told["packages"]]
+
+
+def _staged(told: dict[str, Any]) -> Staged:
+    skipped = [str(name) for name in told["skipped"]]
+    return Staged(str(told["kind"]), int(told["size"]), int(told["files"]), skipped, int(told["skipped_count"]))
+
+
+def _death(told: dict[str, Any] | None) -> Death:
+    told = told or {"session_id": "", "pid": 0}
+    exceeded = _exceeded(told.get("exceeded"))
+    return Death(str(told["session_id"]), int(told["pid"]), told.get("exit_code"), told.get("signal"), False, exceeded)
 
 
 def _record_name(session_id: str) -> str:

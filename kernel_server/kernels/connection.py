@@ -21,6 +21,7 @@ import zmq.asyncio
 from kernel_server.errors import KernelError
 from kernel_server.kernels.changes import Look, look_of
 from kernel_server.kernels.executions import Execution, Input
+from kernel_server.kernels.messages import Message, decode
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.kernels.replays import LastCell, last_cell_of
 from kernel_server.tasks import running
@@ -214,7 +215,6 @@ class KernelConnection:
         does not yield.
         """
         socket = self._sockets[channel]
-        session = self._client.session
         worked = 0.0
         while True:
             if worked > WORK_SECONDS:
@@ -225,28 +225,29 @@ class KernelConnection:
             begun = time.perf_counter()
             if begun - asked > WORK_SECONDS:  # others have had their turn
                 worked = 0.0
-            self._received += 1
-            try:
-                _, frames = session.feed_identities(frames)
-                message = session.deserialize(frames)
-                self._route(channel, message["msg_type"], message["parent_header"].get("msg_id"), message)
-            except Exception as error:  # a kernel can make any decoder raise: RecursionError, KeyError, ValueError, …
-                self.unreadable += 1
-                logger.debug("dropped an unreadable message on %s: %s", channel, type(error).__name__)
+            self.receive(channel, frames)
             worked += time.perf_counter() - begun
 
-    def _route(self, channel: str, msg_type: str, parent: str | None, message: dict[str, Any]) -> None:
-        content = message["content"]
-        execution = self._executions.get(parent or "")
+    def receive(self, channel: str, frames: list[bytes]) -> None:
+        """Takes in one message."""
+        self._received += 1
+        try:
+            self._route(channel, decode(self._client.session, frames))
+        except Exception as error:  # a kernel can make any reader raise: see `decode`
+            self.unreadable += 1
+            logger.debug("dropped an unreadable message on %s: %s", channel, type(error).__name__)
+
+    def _route(self, channel: str, message: Message) -> None:
+        execution = self._executions.get(message.parent)
         if channel == "iopub":
-            self._route_iopub(msg_type, execution, content)
-        elif waiting := self._waiting.get(parent or ""):
-            waiting.content = content
+            self._route_iopub(message.msg_type, execution, message.content)
+        elif waiting := self._waiting.get(message.parent):
+            waiting.content = message.content
             waiting.arrived.set()
-        elif execution and msg_type == "input_request" and execution.input:
-            execution.input.ask(content)
-        elif execution and msg_type == "execute_reply":
-            execution.take_reply(content, message["metadata"])
+        elif execution and message.msg_type == "input_request" and execution.input:
+            execution.input.ask(message.content)
+        elif execution and message.msg_type == "execute_reply":
+            execution.take_reply(message.content, message.metadata)
 
     def _route_iopub(self, msg_type: str, execution: Execution | None, content: dict[str, Any]) -> None:
         self._subscribed.set()
