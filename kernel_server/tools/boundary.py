@@ -23,10 +23,13 @@ from mcp.types import (
 from pydantic import AnyUrl, ValidationError
 
 from kernel_server.errors import EngineError, KernelError, KernelServerError
-from kernel_server.text import harmless, one_line
+from kernel_server.text import cut_middle, harmless, one_line
 from kernel_server.tools.resources import VARYING_TYPE, explain_unknown, live_notebooks, with_type
 from kernel_server.tools.services import Services
 from kernel_server.tools.stdio import serve_stdio
+
+MAX_MESSAGE_BYTES = 4_000
+MAX_NAME, MAX_NAMED = 80, 5  # characters of a name that nobody knows, and how many of them are told
 
 
 class KernelMCPServer(MCPServer[Services]):
@@ -75,9 +78,9 @@ class KernelMCPServer(MCPServer[Services]):
         except ToolError as error:
             cause = error.__cause__
             if isinstance(cause, KernelServerError):
-                raise ToolError(harmless(str(cause))) from cause
+                raise ToolError(_short(str(cause))) from cause
             if isinstance(cause, ValidationError):
-                raise ToolError(_explain(name, cause)) from None
+                raise ToolError(_short(_explain(name, cause))) from None
             if isinstance(cause, OSError) and cause.strerror:  # the server has run out of something
                 raise ToolError(f"{name} failed on the server: {cause.strerror}. Try again.") from cause
             raise
@@ -126,17 +129,26 @@ class KernelMCPServer(MCPServer[Services]):
             self._arguments = {tool.name: list(tool.input_schema["properties"]) for tool in await super().list_tools()}
         if name not in self._arguments:
             known = list(self._arguments)
-            raise ToolError(f"There is no tool {name!r}.{_suggest(name, known)} Tools: {', '.join(known)}.")
+            raise ToolError(f"There is no tool {_quoted(name)}.{_suggest(name, known)} Tools: {', '.join(known)}.")
         accepted = self._arguments[name]
         unknown = [argument for argument in arguments if argument not in accepted]
         if unknown:
-            listed = " ".join(f"{argument!r}.{_suggest(argument, accepted)}" for argument in unknown)
+            listed = " ".join(f"{_quoted(argument)}.{_suggest(argument, accepted)}" for argument in unknown[:MAX_NAMED])
             takes = f"takes {', '.join(accepted)}" if accepted else "takes no arguments"
             raise ToolError(f"{name}: unknown argument {listed} {name} {takes}. Nothing was done.")
 
 
+def _short(message: str) -> str:
+    """What names an argument of any length is cut, so that an error is never longer than a result."""
+    return cut_middle(harmless(message), MAX_MESSAGE_BYTES, "an argument is too long")
+
+
+def _quoted(name: str) -> str:
+    return one_line(repr(name), MAX_NAME)
+
+
 def _suggest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
+    close = difflib.get_close_matches(word[:MAX_NAME], known, n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -277,3 +277,21 @@ async def test_unknown_tool_is_named_with_the_closest_one(local_kit: Kit) -> Non
     assert reply.is_error
     assert "There is no tool 'run_python'" in reply.text
     assert "run_code" in reply.text
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments"),
+    [
+        ("x" * 100_000, {}),
+        ("init", {"x" * 100_000: 1}),
+        ("init", {f"x{number}": 1 for number in range(10_000)}),
+        ("read_output", {"session_id": "x" * 100_000}),
+        ("run_code", {"timeout": ["x" * 100_000], "code": "1"}),
+    ],
+    ids=["name", "argument", "arguments", "id", "value"],
+)
+async def test_error_about_something_very_long_is_short(local_kit: Kit, tool: str, arguments: dict[str, Any]) -> None:
+    """Ours: it goes into a model's context."""
+    reply = await local_kit.call(tool, **arguments)
+    assert reply.is_error
+    assert len(reply.text) < 5_000
