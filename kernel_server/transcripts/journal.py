@@ -173,7 +173,7 @@ def _object_of(line: bytes) -> dict[str, Any]:
     """A line's JSON object; a torn one is empty."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -130,7 +130,9 @@ def test_cell_after_a_torn_line_is_not_lost(tmp_path: Path) -> None:
     assert sources(journal) == ["first", "second"]
 
 
-@pytest.mark.parametrize("line", [b"\n", b"null\n", b"[1]\n", b'{"source": "only"}\n', b"\xff\xfe\n"])
+@pytest.mark.parametrize(
+    "line", [b"\n", b"null\n", b"[1]\n", b"[" * 50_000 + b"\n", b'{"source": "only"}\n', b"\xff\xfe\n"]
+)
 def test_line_that_is_no_cell_is_passed_over(tmp_path: Path, line: bytes) -> None:
     """Ours: one bad line must not take the whole transcript with it."""
     journal = Journal(tmp_path / "j.jsonl")
