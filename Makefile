@@ -14,7 +14,7 @@ STEP := sh .ci/step.sh
 CONTAINER_FILES := $(shell find container -type f -not -path '*/__pycache__/*')
 SOURCES := kernel_server tests benchmarks
 
-.PHONY: help demo test check bench soak kills races setup tools engine base image clean
+.PHONY: help demo test check bench soak kills races fuzz setup tools engine base image clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -42,6 +42,9 @@ kills: setup  ## 500 kills of the server in the middle of work: no cell is lost,
 
 races: tools  ## transfers while a session swaps its files at full speed (needs root): nothing leaks, nothing hangs
 	@PYTHONPATH=container .venv/bin/python -m benchmarks.races $(ARGS)
+
+fuzz: tools  ## hostile bytes at everything that takes them in: ARGS="--seconds 600", guided by coverage with atheris
+	@.venv/bin/python -m benchmarks.fuzz $(ARGS)
 
 setup:  ## virtual environment, engine and image
 	@$(MAKE) -j2 tools base
