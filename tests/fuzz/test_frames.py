@@ -89,7 +89,7 @@ def connected() -> tuple[KernelConnection, Execution, Any]:
     return connection, execution, waiting
 
 
-@given(st.lists(st.tuples(st.sampled_from(CHANNELS), frames()), max_size=8))
+@given(st.lists(st.tuples(st.sampled_from(CHANNELS), frames()), max_size=4))
 def test_after_any_frames_a_reply_still_arrives(sent: list[tuple[str, list[bytes]]]) -> None:
     """Issue 6: a bad message is dropped and counted, and the call goes on. A kernel may answer for itself, once."""
     connection, execution, waiting = connected()

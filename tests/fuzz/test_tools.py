@@ -128,7 +128,7 @@ def check(reply: Reply) -> None:
 calls = st.sampled_from(TOOLS).flatmap(lambda name: st.tuples(st.just(name), st.deferred(lambda: arguments_of(name))))
 
 
-@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=EXAMPLES * 4 // 5, suppress_health_check=list(HealthCheck), deadline=None)
 @given(call=calls)
 async def test_any_arguments_are_answered_and_the_server_goes_on(
     local_server: Kit, call: tuple[str, dict[str, Any]]
