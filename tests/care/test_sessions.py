@@ -10,6 +10,7 @@ import pytest
 
 from kernel_server.care.sessions import sessions
 from kernel_server.config import load_settings
+from kernel_server.hosts import rundir
 from tests.clients.wire import ROOT, WireServer, run_command, wire_server
 
 pytestmark = pytest.mark.anyio
@@ -65,8 +66,11 @@ def _line(shown: str, session_id: str) -> str:
     return line
 
 
-async def test_nothing_is_said_to_be_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ours: also where no server has ever run."""
+async def test_nothing_is_said_to_be_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours: also where no server has ever run. What others on this machine have left is not looked at."""
+    monkeypatch.setattr(rundir, "parent_folders", lambda: {tmp_path})
     assert sessions(load_settings({"PY_EXEC_STATE_DIR": str(tmp_path / "none")})) == 0
     assert capsys.readouterr().out == (
         f"No server runs with the state folder {tmp_path / 'none'}.\nOf sessions that have ended, nothing is kept.\n"
