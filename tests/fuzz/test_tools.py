@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from kernel_server.app import create_server
 from kernel_server.config import load_settings
 from kernel_server.text import encodable
-from tests.driving import Kit, Reply
+from tests.driving import Kit, Reply, in_own_task, serving
 from tests.fuzz.hostile import HUGE, KEYS, nested, scalars, texts
 from tests.fuzz.profiles import EXAMPLES
 from tests.fuzz.test_paths import paths
@@ -128,30 +129,35 @@ def check(reply: Reply) -> None:
 calls = st.sampled_from(TOOLS).flatmap(lambda name: st.tuples(st.just(name), st.deferred(lambda: arguments_of(name))))
 
 
+@pytest.fixture(scope="module")
+async def server(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Kit]:
+    """One of its own: it is left with sessions of all kinds."""
+    async with in_own_task(serving(tmp_path_factory.mktemp("fuzz"), "local")) as kit:
+        yield kit
+
+
 @settings(max_examples=EXAMPLES * 4 // 5, suppress_health_check=list(HealthCheck), deadline=None)
 @given(call=calls)
-async def test_any_arguments_are_answered_and_the_server_goes_on(
-    local_server: Kit, call: tuple[str, dict[str, Any]]
-) -> None:
+async def test_any_arguments_are_answered_and_the_server_goes_on(server: Kit, call: tuple[str, dict[str, Any]]) -> None:
     """Issue 6, T6: every answer is a result or a typed error within seconds."""
     name, arguments = call
-    session = await a_session(local_server)
+    session = await a_session(server)
     if arguments.get("session_id") == "SESSION":
         arguments = {**arguments, "session_id": session}
     marker, begun = Marker(), time.monotonic()
     logging.getLogger("mcp").addHandler(marker)
     try:
         with anyio.fail_after(SECONDS):
-            reply = Reply(await local_server.client.call_tool(name, arguments))
+            reply = Reply(await server.client.call_tool(name, arguments))
     finally:
         logging.getLogger("mcp").removeHandler(marker)
     assert time.monotonic() - begun < SECONDS
     assert marker.seen == []
     check(reply)
     if name == "init" and not reply.is_error and reply.raw.meta:
-        await local_server.call("close_session", session_id=reply.raw.meta["kernel_server/session"]["session_id"])
+        await server.call("close_session", session_id=reply.raw.meta["kernel_server/session"]["session_id"])
     if name not in ("close_session", "reset"):
-        assert (await local_server.call("run_code", code="print(6 * 7)", session_id=session)).output.endswith("42")
+        assert (await server.call("run_code", code="print(6 * 7)", session_id=session)).output.endswith("42")
 
 
 SESSIONS: dict[str, str] = {}
