@@ -439,7 +439,7 @@ def test_text_is_written_whole_or_not_at_all(small_disk: Path) -> None:
 
 
 def test_negative_size_is_stopped_before_anything_is_written(target: Path) -> None:
-    """Ours: tar can say one in base 256; all that followed was written, however little had been announced."""
+    """Ours: tar can say one in base 256; up to a whole chunk of what followed was written before it was noticed."""
     header = bytearray(tarfile.TarInfo("item").tobuf(tarfile.GNU_FORMAT))
     header[124:136] = b"\xff" * 11 + b"\xfe"
     header[148:156] = b"%06o\0 " % (256 + sum(header[:148]) + sum(header[156:]))

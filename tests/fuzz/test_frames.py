@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jupyter_client.session import DELIM, Session
 
@@ -53,6 +53,10 @@ def signed(*parts: bytes) -> list[bytes]:
     return [DELIM, SESSION.sign(list(parts)), *parts]
 
 
+HEADER = b'{"msg_id": "1", "msg_type": "execute_reply", "version": "5.3"}'
+ASKED, OF_CELL = packed({"msg_id": QUESTION}), packed({"msg_id": CELL})
+
+
 @st.composite
 def frames(draw: Callable[..., Any]) -> list[bytes]:
     msg_type, content = draw(bodies)
@@ -90,11 +94,14 @@ def connected() -> tuple[KernelConnection, Execution, Any]:
 
 
 @given(st.lists(st.tuples(st.sampled_from(CHANNELS), frames()), max_size=4))
+@example([("control", signed(HEADER, ASKED, b"{}", content)) for content in (b"[]", b"null")])
+@example([("shell", signed(HEADER, OF_CELL, b"[]", b"{}"))])
 def test_after_any_frames_a_reply_still_arrives(sent: list[tuple[str, list[bytes]]]) -> None:
     """Issue 6: a bad message is dropped and counted, and the call goes on. A kernel may answer for itself, once."""
     connection, execution, waiting = connected()
     for channel, parts in sent:
         connection.receive(channel, parts)
+        assert isinstance(waiting.content, dict) or not waiting.arrived.is_set()
     connection.receive("shell", legitimate("execute_reply", CELL, {"status": "ok", "execution_count": 1}))
     connection.receive("control", legitimate("kernel_info_reply", QUESTION, {"status": "ok"}))
     assert execution.replied.is_set()

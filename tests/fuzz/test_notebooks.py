@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nbformat import ValidationError, validate, writes
 from nbformat.v4 import new_code_cell, new_notebook
@@ -36,6 +36,17 @@ def is_trusted(notebook: Any) -> bool:
 
 @settings(max_examples=EXAMPLES // 2)
 @given(st.lists(st.tuples(st.lists(messages, max_size=6), texts, texts, counts), max_size=3), torn)
+@example(
+    [
+        (
+            [("display_data", {"data": {"application/json": [float("nan")]}, "metadata": {"\ud800": -float("inf")}})],
+            "",
+            "",
+            1,
+        )
+    ],
+    b"",
+)
 def test_notebook_of_any_outputs_is_valid_and_not_trusted(
     ran: list[tuple[list[tuple[str, Any]], str, str, int]], tail: bytes
 ) -> None:
