@@ -14,7 +14,7 @@ from .sessions import Session
 from .usage import processes_by_uid
 
 STEP = 0.1  # of the limit: so much must have been written, by whomever, since a session was last measured
-MARGIN = 0.05  # of the limit: one file as large is an error of the session (RLIMIT_FSIZE), and no reason to stop it
+MARGIN = 0.05  # of the limit, or of what stays: one file as large is an error of the session (RLIMIT_FSIZE), and no reason to stop it
 
 Stop = Callable[[Session, dict[str, Any], Callable[[], None]], None]
 
@@ -62,7 +62,8 @@ class Workspaces:
 
     def _judge(self, session: Session, used: int) -> None:
         limit = self._config.workspace_bytes
-        if used <= max(limit * (1 + MARGIN), session.stopped_at) or session.pid is None:
+        # What stays takes a bit more when the disk has got round to writing it.
+        if used <= max(limit, session.stopped_at) * (1 + MARGIN) or session.pid is None:
             session.stopped_at = min(used, session.stopped_at)
             return
         session.stopped_at = used
