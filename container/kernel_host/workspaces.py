@@ -62,7 +62,7 @@ class Workspaces:
 
     def _judge(self, session: Session, used: int) -> None:
         limit = self._config.workspace_bytes
-        # What stays takes a bit more when the disk has got round to writing it.
+        # What stays was measured a moment ago, and may be found a bit larger: the same margin as for the limit.
         if used <= max(limit, session.stopped_at) * (1 + MARGIN) or session.pid is None:
             session.stopped_at = min(used, session.stopped_at)
             return
