@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 TCP_ABI, SCOPES_ABI = 4, 6  # from which on it knows TCP, and signals and abstract sockets
-WANTED_ABI = SCOPES_ABI
 
 # Rights to files: LANDLOCK_ACCESS_FS_*.
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5
