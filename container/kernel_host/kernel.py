@@ -79,6 +79,7 @@ class SessionKernel(IPythonKernel):
     """
 
     shell_class = SessionShell
+    _execute_sleep = 0.0  # ipykernel sleeps before each reply, for output that its streams may not have sent; ours have
 
     def __init__(self, **kwargs: Any) -> None:
         # ipykernel looks up the file of every module, for its debugger. That takes 5 ms, most of it for copying pages
