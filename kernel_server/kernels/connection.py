@@ -21,7 +21,7 @@ import zmq.asyncio
 from kernel_server.errors import KernelError
 from kernel_server.kernels.changes import Look, look_of
 from kernel_server.kernels.executions import Execution, Input
-from kernel_server.kernels.messages import Message, decode
+from kernel_server.kernels.messages import TOO_MUCH, Message, decode
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.kernels.replays import LastCell, last_cell_of
 from kernel_server.tasks import running
@@ -40,7 +40,7 @@ SEND_SECONDS = 10.0  # a kernel that takes no request for so long is stuck
 DRAIN_SECONDS, QUIET_SECONDS = 1.0, 0.1  # after a kernel's end: at most, and without a message
 WORK_SECONDS = 0.001  # on the messages of one kernel at a stretch; then others get RESTS times as long
 RESTS = 2
-MAX_REST_SECONDS = QUIET_SECONDS / 10
+MAX_REST_SECONDS = 0.5  # half of IDLE_GRACE_SECONDS
 MAX_MESSAGE_BYTES = 256 << 20  # beyond it libzmq drops the connection
 MAX_QUEUED_MESSAGES = 32  # of one channel, read by libzmq and not yet by us; a kernel that sends more has to wait
 
@@ -65,7 +65,7 @@ class KernelConnection:
         self.unreadable = 0
         self.last_cell: LastCell | None = None
         self._late = late
-        self._received = 0
+        self._received = self._resting = 0
         self._client = client
         self._sockets = sockets
         self._executions: dict[str, Execution] = {}
@@ -218,7 +218,7 @@ class KernelConnection:
         worked = 0.0
         while True:
             if worked > WORK_SECONDS:
-                await anyio.sleep(min(RESTS * worked, MAX_REST_SECONDS))
+                await self._rest(min(RESTS * worked, MAX_REST_SECONDS))
                 worked = 0.0
             asked = time.perf_counter()
             frames = await socket.recv_multipart()
@@ -227,6 +227,13 @@ class KernelConnection:
                 worked = 0.0
             self.receive(channel, frames)
             worked += time.perf_counter() - begun
+
+    async def _rest(self, seconds: float) -> None:
+        self._resting += 1
+        try:
+            await anyio.sleep(seconds)
+        finally:
+            self._resting -= 1
 
     def receive(self, channel: str, frames: list[bytes]) -> None:
         """Takes in one message."""
@@ -240,17 +247,22 @@ class KernelConnection:
     def _route(self, channel: str, message: Message) -> None:
         execution = self._executions.get(message.parent)
         if channel == "iopub":
-            self._route_iopub(message.msg_type, execution, message.content)
+            self._route_iopub(message, execution)
         elif waiting := self._waiting.get(message.parent):
-            waiting.content = message.content
+            waiting.content = {"error": TOO_MUCH} if message.refused else message.content
             waiting.arrived.set()
         elif execution and message.msg_type == "input_request" and execution.input:
             execution.input.ask(message.content)
         elif execution and message.msg_type == "execute_reply":
-            execution.take_reply(message.content, message.metadata)
+            # Of a cell that ends well there is never so much.
+            error = {"status": "error", "ename": "ReplyTooLarge", "evalue": TOO_MUCH}
+            execution.take_reply(error if message.refused else message.content, message.metadata)
 
-    def _route_iopub(self, msg_type: str, execution: Execution | None, content: dict[str, Any]) -> None:
+    def _route_iopub(self, message: Message, execution: Execution | None) -> None:
         self._subscribed.set()
+        msg_type, content = message.msg_type, message.content
+        if execution:
+            execution.received += 1
         if msg_type == "replay" and self._replaying:  # session code could send one, too
             self._route_replay(end=content.get("end") is True)
         elif self._catching_up:
@@ -260,7 +272,7 @@ class KernelConnection:
         elif msg_type != "status":
             # After idle, it is a thread of the cell that goes on.
             outputs = execution.outputs if execution and not execution.idle.is_set() else self._late
-            outputs.fold(msg_type, content)
+            outputs.fold(msg_type, content, refused=message.refused)
         elif execution and content.get("execution_state") == "idle":
             execution.idle.set()
 
@@ -277,7 +289,7 @@ class KernelConnection:
         """Takes in what a kernel whose process is gone has still sent."""
         with anyio.move_on_after(DRAIN_SECONDS):
             received = -1
-            while received != self._received:
+            while received != self._received or self._resting:
                 received = self._received
                 await anyio.sleep(QUIET_SECONDS)
 

@@ -13,7 +13,8 @@ import anyio
 from kernel_server.kernels.changes import Changes, changes_of
 from kernel_server.kernels.outputs import Error, Outputs, count_of, error_of
 
-IDLE_GRACE_SECONDS = 1.0  # after the reply; idle can be lost in a flood
+IDLE_GRACE_SECONDS = 1.0  # after the reply, or the latest output that follows it; idle can be lost in a flood
+MAX_GRACE_SECONDS = 4.0  # a kernel may put out without end, and say that it is its cell
 MAX_PROMPT = 2_000  # characters
 END_OF_INPUT = "\x04"  # ipykernel raises EOFError for it
 
@@ -77,6 +78,7 @@ class Execution:
         begun: set when the kernel has said that it runs this cell.
         over: set when the reply and idle are in, or the kernel is gone.
         gone: the kernel ended before the cell was over.
+        received: messages that it has put out so far, of any type.
         missing: messages that the kernel did not keep while no server was there to read them.
     """
 
@@ -89,6 +91,7 @@ class Execution:
     replied: anyio.Event = field(default_factory=anyio.Event)
     over: anyio.Event = field(default_factory=anyio.Event)
     gone: bool = False
+    received: int = 0
     missing: int = 0
 
     def restart(self) -> None:
@@ -106,10 +109,14 @@ class Execution:
         self.replied.set()
 
     async def wait_over(self) -> None:
-        """Waits until the reply and idle are in; for idle at most IDLE_GRACE_SECONDS longer than for the reply."""
+        """Waits until the reply and idle are in; for idle no longer than output goes on to come."""
         await self.replied.wait()
-        with anyio.move_on_after(IDLE_GRACE_SECONDS):
-            await self.idle.wait()
+        received = -1
+        with anyio.move_on_after(MAX_GRACE_SECONDS):
+            while not self.idle.is_set() and received != self.received:
+                received = self.received
+                with anyio.move_on_after(IDLE_GRACE_SECONDS):
+                    await self.idle.wait()
         self.over.set()
 
     def end(self) -> None:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from itertools import islice
+from sys import getsizeof
 from typing import Any, Literal
 
 from kernel_server.kernels.previews import PREVIEW_KEY, Preview, preview_of
@@ -25,6 +26,7 @@ MAX_ERRORS = 20
 MAX_ERROR_BYTES = 200_000  # of its value, and of its traceback
 MAX_TYPES = 100  # of one bundle; real ones have a handful
 MAX_DEPTH = 100  # of JSON that is displayed; every reader of a notebook is recursive
+OUTPUT_TYPES = ("stream", "display_data", "execute_result", "update_display_data", "error")
 PIECE_BYTES = 4 << 10  # pieces of text are joined up to here, so that a flood of small ones takes linear time
 
 
@@ -168,8 +170,15 @@ class Outputs:
     _newest_text: Stream | None = None
     _clear_pending: bool = False
 
-    def fold(self, msg_type: str, content: dict[str, Any]) -> None:
-        """Takes in one IOPub message; types that are no output are passed over."""
+    def fold(self, msg_type: str, content: dict[str, Any], *, refused: bool = False) -> None:
+        """Takes in one IOPub message; types that are no output are passed over.
+
+        Args:
+            refused: its content was too much to be read; an output is counted as dropped.
+        """
+        if refused:
+            self.dropped += msg_type in OUTPUT_TYPES
+            return
         match msg_type:
             case "stream":
                 self._add_stream(content)
@@ -283,15 +292,25 @@ def _is_deep(value: Any) -> bool:
     """Whether JSON is nested deeper than MAX_DEPTH."""
     level = [value]
     for _ in range(MAX_DEPTH):
-        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
-        level = [item for items in inner for item in items]
+        level = _inner(level)
         if not level:
             return False
     return True
 
 
 def _size(*parts: dict[str, Any]) -> int:
-    return sum(len(key) + len(str(value)) for part in parts for key, value in part.items())
+    """As kept in memory: `[]` is a hundred times as much as it is in a message."""
+    size, level = 0, list[Any](parts)
+    while level:
+        size += sum(map(getsizeof, level))
+        level = [*_inner(level), *(key for item in level if isinstance(item, dict) for key in item)]
+    return size
+
+
+def _inner(level: list[Any]) -> list[Any]:
+    """What is in the objects and arrays of `level`."""
+    inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+    return [item for items in inner for item in items]
 
 
 def count_of(content: dict[str, Any]) -> int | None:

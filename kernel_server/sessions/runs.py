@@ -84,7 +84,8 @@ class Runner:
             with anyio.move_on_after(seconds), suppress(KernelError, EngineError):
                 await interrupt()
                 await execution.wait_over()
-            if execution.over.is_set():
+            if execution.replied.is_set():  # it has stopped; what it had put out may take longer to read
+                await execution.wait_over()
                 return
         logger.warning("session %s: the cell ignores interrupts, its kernel is killed", self.session_id)
         await self.lives.kill()

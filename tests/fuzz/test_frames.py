@@ -11,10 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from jupyter_client.session import DELIM, Session
 
+from kernel_server.kernels.changes import Look, look_of
 from kernel_server.kernels.connection import KernelConnection
 from kernel_server.kernels.executions import Execution, Input
-from kernel_server.kernels.messages import decode
-from kernel_server.kernels.outputs import Outputs, Stream
+from kernel_server.kernels.messages import MAX_VALUES, TOO_MUCH, decode
+from kernel_server.kernels.outputs import Error, Outputs, Stream
 from tests.fuzz.hostile import changes, json_values, last_cells, looks, messages, mostly, packed, record, replies, texts
 
 SESSION = Session(key=b"the kernel's own", digest_history_size=0)
@@ -122,3 +123,21 @@ def test_decoder_alone_raises(part: bytes) -> None:
     """The same frames without the guard: whoever only awaits replies would end with the first of them."""
     with pytest.raises(Exception):  # noqa: B017 - which one is up to the kernel
         decode(SESSION, signed(part, b"{}", b"{}", b"{}"))
+
+
+TOO_RICH = b'{"x":[' + b"[]," * MAX_VALUES + b"[]]}"
+
+
+def test_reply_that_is_too_much_ends_its_cell_and_answers_its_question() -> None:
+    """Ours: whoever waits for it would wait for ever."""
+    connection, execution, waiting = connected()
+    reply, question = (
+        packed({"msg_id": "1", "msg_type": "execute_reply", "version": "5.3"}),
+        packed({"msg_id": QUESTION}),
+    )
+    connection.receive("shell", signed(reply, OF_CELL, b"{}", TOO_RICH))
+    connection.receive("control", signed(reply, question, b"{}", TOO_RICH))
+    assert execution.reply is not None
+    assert execution.reply.error == Error("ReplyTooLarge", TOO_MUCH, [])
+    assert look_of(waiting.content) == Look(error=TOO_MUCH)
+    assert connection.unreadable == 0

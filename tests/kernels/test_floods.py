@@ -125,6 +125,33 @@ async def test_interrupted_flood_is_over_with_all_that_it_sent(tmp_path: Path, f
             assert execution.outputs.ended_with_error
 
 
+RICH = """
+kernel = get_ipython().kernel
+session = kernel.session
+header, parent = session.msg_header("display_data"), kernel.get_parent()["header"]
+content = b'{"data":{"application/json":[' + b"[]," * 10_000_000 + b'[]]},"metadata":{}}'
+parts = [session.pack(header), session.pack(parent), b"{}", content]
+for _ in range(5):
+    kernel.iopub_socket.send_multipart([b"display_data", b"<IDS|MSG>", session.sign(parts), *parts])
+print("and so on")
+"""
+
+
+async def test_message_of_millions_of_values_is_told_as_dropped_and_others_are_served(tmp_path: Path) -> None:
+    """Ours: each took 5 s and a gigabyte of the server, and nobody else had a turn."""
+    (tmp_path / "other").mkdir()
+    async with running_kernel(tmp_path) as kernel, running_kernel(tmp_path / "other") as other:
+        async with kernel.execute(RICH) as execution:
+            with anyio.fail_after(SECONDS):
+                while not execution.outputs.dropped:
+                    assert (await other.look("1 + 1")).text == "2"
+                await execution.wait_over()
+        assert (execution.outputs.items, execution.outputs.dropped) == ([Stream("stdout", "and so on\n")], 5)
+        assert execution.idle.is_set()
+        assert execution.reply is not None
+        assert execution.reply.status == "ok"
+
+
 async def test_reader_of_a_flooded_channel_lets_others_work() -> None:
     """Issue 3: one session's flood is not another's delay. With a message at hand, receiving never yields by itself."""
     client = AsyncKernelClient()

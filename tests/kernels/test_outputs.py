@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -317,3 +319,23 @@ def test_size_of_a_display_is_that_of_what_it_shows_now() -> None:
     item.preview = Preview("image/png", "x" * 20)
     item.reduce()
     assert item.size == Display(item.data, {}, preview=item.preview).size
+
+
+@pytest.mark.parametrize(("msg_type", "dropped"), [("stream", 1), ("error", 1), ("clear_output", 0), ("comm_msg", 0)])
+def test_output_that_was_too_much_to_be_read_counts_as_dropped(msg_type: str, dropped: int) -> None:
+    """Ours: the result tells of it; what is no output is none that is missing."""
+    outputs = fold(stream("before"))
+    outputs.fold(msg_type, {}, refused=True)
+    assert (outputs.items, outputs.dropped) == ([Stream("stdout", "before")], dropped)
+
+
+@pytest.mark.parametrize("value", [[[]] * 1000, [{"": 0}] * 1000, {str(number): "" for number in range(1000)}])
+def test_size_of_a_display_is_that_in_memory(value: Any) -> None:
+    """Ours: as text these are a few KB, of which the limit of a cell would let through 500 MB of memory."""
+    tracemalloc.start()
+    try:
+        data = json.loads(json.dumps(value))
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken * 0.9 < Display({"x": data}, {}).size < taken * 2
