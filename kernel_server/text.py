@@ -10,6 +10,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x07\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 # Control characters, those of ISO 6429 beyond ASCII too, and what turns the direction of writing or ends a line:
 # Unicode Technical Report 36, section 2.10.2 (bidirectional text spoofing).
 _MISLEADING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # C0, DEL and C1: ECMA-48, section 5
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -29,6 +30,11 @@ def harmless(text: str) -> str:
     For messages that hold names of files: sessions name theirs as they like.
     """
     return _MISLEADING.sub("\ufffd", clean(text))
+
+
+def has_controls(text: str) -> bool:
+    """Whether a terminal would take a part of it for an order, line ends included."""
+    return bool(_CONTROL.search(text))
 
 
 def encodable(text: str) -> str:

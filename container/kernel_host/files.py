@@ -14,8 +14,10 @@ import stat
 from typing import Any
 
 from .beneath import Folder, Refused, kind_name, make_folders, mode_of, open_beneath, refused
+from .text import escaped, has_controls
 
 COPY_BYTES = 16 << 20
+MAX_ENTRIES = 100_000  # files and folders that are copied out at once
 MAX_SKIPPED_NAMES = 20
 MAX_DEPTH = 200  # of folders: each takes two descriptors while it is copied, and some of the stack
 MAX_SHOWN_CHARACTERS = 300
@@ -98,7 +100,8 @@ def _merge(source: int, name: str, parent: int, last: str) -> None:
 def send(root: int, staging: int, path: str, name: str, max_bytes: int) -> dict[str, Any]:
     """Copies `path` beneath `root` into staging as `name`, so that the session cannot change it any more.
 
-    Links, devices, fifos and sockets inside a folder are left out and named in the answer.
+    Links, devices, fifos and sockets inside a folder are left out and named in the answer; so is what has control
+    characters in its name, which would be orders to a terminal of the user.
     """
     budget = _Budget(max_bytes)
     what = describe(root, path)
@@ -123,16 +126,23 @@ class _Budget:
     """What was copied so far, and the first names of what was left out: a session can make any number of them."""
 
     def __init__(self, max_bytes: int) -> None:
-        self.max_bytes, self.used, self.files = max_bytes, 0, 0
+        self.max_bytes, self.used, self.files, self.entries = max_bytes, 0, 0, 0
         self.skipped: list[str] = []
         self.skipped_count = 0
 
     def skip(self, what: str) -> None:
         self.skipped_count += 1
         if len(self.skipped) < MAX_SKIPPED_NAMES:
-            self.skipped.append(what[-MAX_SHOWN_CHARACTERS:])
+            self.skipped.append(escaped(what)[-MAX_SHOWN_CHARACTERS:])
+
+    def enter(self, path: str) -> None:
+        """Counts a file or a folder."""
+        self.entries += 1
+        if self.entries > MAX_ENTRIES:
+            raise Refused(f"{path}: more than {MAX_ENTRIES} files and folders in all; pack them with run_code first")
 
     def take(self, size: int, path: str) -> None:
+        self.enter(path)
         self.used += size
         self.files += 1
         if self.used > self.max_bytes:
@@ -144,13 +154,16 @@ def _copy_folder(source: int, staging: int, name: str, budget: _Budget, shown: s
         raise Refused(
             f"{shown[:MAX_SHOWN_CHARACTERS]}…: more than {MAX_DEPTH} folders deep; pack it with run_code first"
         )
+    budget.enter(shown)
     os.mkdir(name, 0o700, dir_fd=staging)
     with Folder(staging, name) as target:
         for entry in sorted(os.listdir(source)):
             mode = mode_of(source, entry)
             if mode is None:
                 continue
-            if stat.S_ISDIR(mode):
+            if has_controls(entry):
+                budget.skip(f"{shown}/{entry} (control characters in its name)")
+            elif stat.S_ISDIR(mode):
                 with Folder(source, entry) as folder:
                     _copy_folder(folder, target, entry, budget, f"{shown}/{entry}")
             elif stat.S_ISREG(mode):

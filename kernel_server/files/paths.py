@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kernel_server.errors import FileError
-from kernel_server.text import clean
+from kernel_server.text import clean, has_controls
 
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 4095  # PATH_MAX with its NUL, limits.h of Linux; requests to kernel_host have a limit, too
+MAX_SHOWN = 80  # characters
 SHARED = "/workspace/shared"
 
 
@@ -61,8 +62,11 @@ def local_relative(path: str, argument: str, variable: str) -> str:
     """A path beneath WORKDIR_IN or WORKDIR_OUT (`variable`), normalized; "." is the folder itself.
 
     Raises:
-        FileError: it is absolute or not acceptable otherwise.
+        FileError: it is absolute or not acceptable otherwise. Nothing is written under a name with control characters,
+            which the user's shell and terminal would trip over.
     """
+    if variable == "WORKDIR_OUT" and has_controls(path):
+        raise FileError(f"{argument} {path[:MAX_SHOWN]!r} holds control characters; give a local_path without.")
     if path.startswith(("/", "~")):
         raise FileError(f"{argument} {path!r} must be relative to {variable}: leave out the folder in front.")
     return "/".join(check_parts(path, argument)) or "."

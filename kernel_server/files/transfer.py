@@ -21,10 +21,14 @@ from kernel_server.errors import FileError
 from kernel_server.files.beneath import kind_of, open_beneath
 from kernel_server.files.members import members
 from kernel_server.streams import IteratorReader
+from kernel_server.text import has_controls
 
 CHUNK_BYTES = 1 << 20
 TEMPORARY_PREFIX = ".kernel-server-"
 BROKEN = "The copy broke off on its way out of the container. Nothing was written; try again."
+MAX_ENTRIES = 100_000  # files and folders; container/kernel_host/files.py refuses more before they are sent
+MAX_DEPTH = 250  # parts of a name; kernel_host sends no folder that is deeper than 200
+MAX_SHOWN = 80  # characters of a name
 SETTLED_SECONDS = 10.0  # a younger folder may be one that its server has not locked yet
 
 
@@ -199,10 +203,10 @@ def _remove_unfinished(folder: int) -> None:
 def _unpack(chunks: Iterator[bytes], staging: int, files: int, size: int) -> None:
     arrived_files = arrived_bytes = 0
     stream = IteratorReader(chunks)
-    for member in members(stream, BROKEN):
-        parts = member.name.split("/")
-        if parts[0] != "item" or any(part in ("", ".", "..") or "\0" in part for part in parts):
-            raise FileError(f"The container sent an unexpected name: {member.name[:80]!r}. Nothing was written.")
+    for entries, member in enumerate(members(stream, BROKEN), 1):
+        if entries > MAX_ENTRIES:
+            raise FileError(f"The container sent more than {MAX_ENTRIES} files and folders. Nothing was written.")
+        parts = _parts(member.name)
         parent = _open_parent(staging, parts)
         try:
             if member.isdir():
@@ -214,12 +218,24 @@ def _unpack(chunks: Iterator[bytes], staging: int, files: int, size: int) -> Non
                 arrived_files += 1
             else:
                 raise FileError(
-                    f"The container sent {member.name[:80]!r}, neither file nor folder. Nothing was written."
+                    f"The container sent {member.name[:MAX_SHOWN]!r}, neither file nor folder. Nothing was written."
                 )
         finally:
             os.close(parent)
     if (arrived_files, arrived_bytes) != (files, size):
         raise FileError("The copy arrived incomplete. Nothing was written; try again.")
+
+
+def _parts(name: str) -> list[str]:
+    """The parts of a member's name; the first is `item`."""
+    parts, shown = name.split("/"), repr(name[:MAX_SHOWN])
+    if parts[0] != "item" or any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise FileError(f"The container sent an unexpected name: {shown}. Nothing was written.")
+    if len(parts) > MAX_DEPTH:
+        raise FileError(f"The container sent folders that are too deep: {shown}. Nothing was written.")
+    if has_controls(name):  # kernel_host leaves it out
+        raise FileError(f"The container sent a name with control characters: {shown}. Nothing was written; rename it.")
+    return parts
 
 
 def _open_parent(staging: int, parts: list[str]) -> int:
@@ -242,11 +258,13 @@ def _place(staging: int, folder: int, path: str, name: str) -> str:
         parent_path, last = "", name
     elif path.endswith("/"):
         parent_path, last = path.rstrip("/"), name
+    _check_printable(last)
     parent = _make_folders(folder, parent_path)
     try:
         is_folder = stat.S_ISDIR(os.stat("item", dir_fd=staging).st_mode)
         existing = _mode(parent, last)
         if existing is not None and stat.S_ISDIR(existing) and not is_folder:
+            _check_printable(name)
             into = open_beneath(parent, last, os.O_DIRECTORY | os.O_RDONLY)
             os.close(parent)
             parent, parent_path, last = into, f"{parent_path}/{last}".lstrip("/"), name
@@ -263,6 +281,14 @@ def _place(staging: int, folder: int, path: str, name: str) -> str:
         return f"{parent_path}/{last}".lstrip("/")
     finally:
         os.close(parent)
+
+
+def _check_printable(name: str) -> None:
+    """The name of a single file in the session may be anything."""
+    if has_controls(name):
+        raise FileError(
+            f"{name[:MAX_SHOWN]!r} holds control characters. Nothing was written; name the file in local_path."
+        )
 
 
 def _make_folders(folder: int, path: str) -> int:

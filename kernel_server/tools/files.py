@@ -172,7 +172,7 @@ def _left_out(skipped: list[str], count: int) -> str:
         return ""
     shown = ", ".join(one_line(name) for name in skipped[:MAX_SKIPPED_SHOWN])
     more = f" and {count - MAX_SKIPPED_SHOWN} more" if count > MAX_SKIPPED_SHOWN else ""
-    return f" Left out, since only files and folders are copied: {shown}{more}."
+    return f" Left out, since only files and folders with printable names are copied: {shown}{more}."
 
 
 def register(server: KernelMCPServer) -> None:

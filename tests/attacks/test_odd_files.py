@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 QUICK_SECONDS = 5.0
 # A line end, a screen that is cleared, the same by a control character of 8 bits, text that runs backwards, no UTF-8.
 NAMES = (b"a\nb", b"a\x1b[2Jb", "a\x9b2Jb".encode(), "a\u202eb".encode(), b"a\rb", b"a\bb", b"\xff\xfe", b"x" * 255)
+PRINTABLE = ("a\u202eb".encode(), b"\xff\xfe", b"x" * 255)
 DEEP = """
 import os
 here = os.getcwd()
@@ -71,19 +72,23 @@ async def test_file_that_grows_while_it_is_copied_comes_as_it_was(docker_session
     assert data == (b"own " * (len(data) // 4 + 1))[: len(data)]
 
 
-async def test_names_that_break_terminals_come_out_and_are_shown_without_harm(docker_session: Handle) -> None:
-    """Ours: files keep their names; no message holds what a terminal would obey."""
+async def test_names_that_break_terminals_stay_and_are_shown_without_harm(docker_session: Handle) -> None:
+    """Ours: no message holds what a terminal would obey, nor does the user's folder. All else comes out under its name."""
     code = f"import os\nnames = {NAMES!r}\nos.mkdir('d'); os.mkdir('links')\n"
     code += "for name in names: open(b'd/' + name, 'w').close(); os.symlink('x', b'links/' + name)"
     texts = [(await docker_session.run(code)).text]
     out = await docker_session.call("cp_out", container_path="d")
     assert not out.is_error, out.text
-    assert sorted(map(os.fsencode, os.listdir(docker_session.kit.output / "d"))) == sorted(NAMES)
+    assert sorted(map(os.fsencode, os.listdir(docker_session.kit.output / "d"))) == sorted(PRINTABLE)
+    assert r"d/a\x1b[2Jb (control characters in its name)" in out.text
+    alone = await docker_session.call("cp_out", container_path="d/a\nb")
+    assert "'a\\nb' holds control characters; give a local_path" in alone.text
+    assert not (await docker_session.call("cp_out", container_path="d/a\nb", local_path="a b")).is_error
     left_out = await docker_session.call("cp_out", container_path="links")
     assert "Copied 0 files, 0 bytes, to 'links'" in left_out.text
-    texts += [left_out.text, (await docker_session.call("list_files")).text]
+    texts += [out.text, alone.text, left_out.text, (await docker_session.call("list_files")).text]
     for name in (name.decode() for name in NAMES if name != b"\xff\xfe"):
-        refused = await docker_session.call("cp_out", container_path=f"links/{name}")
+        refused = await docker_session.call("cp_out", container_path=f"links/{name}", local_path="link")
         assert refused.is_error
         assert "a symbolic link" in refused.text
         edited = await docker_session.call("edit_file", container_path=f"d/{name}", content="new")
@@ -153,3 +158,12 @@ async def test_path_without_end_is_refused_and_all_sessions_live(docker_session:
     assert reply.is_error
     assert f"is longer than {MAX_PATH_BYTES} bytes" in reply.text
     assert await docker_session.value("kept") == "1"
+
+
+async def test_folders_without_number_are_refused_before_they_are_sent(docker_session: Handle) -> None:
+    """Ours: they take no bytes, and use up the user's file system nevertheless."""
+    await docker_session.run("import os\nos.mkdir('d')\nfor number in range(100_000): os.mkdir(f'd/{number}')")
+    refused = await docker_session.call("cp_out", container_path="d")
+    assert refused.is_error
+    assert "more than 100000 files and folders in all; pack them with run_code first" in refused.text
+    assert os.listdir(docker_session.kit.output) == []

@@ -56,6 +56,16 @@ def test_local_path_is_refused_by_name(path: str, why: str) -> None:
     str(raised.value).encode()
 
 
+@pytest.mark.parametrize("character", "\n\r\x1b\b\x01\x7f\x85\x9b")
+def test_path_that_is_written_to_holds_no_control_characters(character: str) -> None:
+    """Ours: the user's shell and terminal would trip over it. What is there already can be read."""
+    path = f"a/b{character}c"
+    assert local_relative(path, "local_path", "WORKDIR_IN") == path
+    with pytest.raises(FileError, match="holds control characters; give a local_path without") as raised:
+        local_relative(path, "local_path", "WORKDIR_OUT")
+    assert character not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [

@@ -6,18 +6,23 @@ What a round trip keeps, and what a hostile, broken or oversized stream may not 
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import socket
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from kernel_server.errors import FileError
+from kernel_server.files import transfer
 from kernel_server.files.beneath import opened_folder
-from kernel_server.files.transfer import TEMPORARY_PREFIX, open_to_send, receive, write_text
+from kernel_server.files.members import MAX_HEADER_BYTES
+from kernel_server.files.transfer import MAX_DEPTH, TEMPORARY_PREFIX, open_to_send, receive, write_text
+from kernel_server.streams import IteratorReader
 
 Tree = dict[str, bytes | None]
 """Path → content; None is a folder."""
@@ -80,7 +85,7 @@ TREES: dict[str, Tree] = {
     "plain": {"a.txt": b"hello", "b/c.txt": b"x" * 3000},
     "empty files": {"empty": b"", "b/empty": b""},
     "empty folders": {"none": None, "a/b/none": None},
-    "names": {"with space": b"1", "ünï 😀": b"2", "new\nline": b"3", "-rf": b"4", "quote'\"": b"5", " ": b"6"},
+    "names": {"with space": b"1", "ünï 😀": b"2", "new": b"3", "-rf": b"4", "quote'\"": b"5", " ": b"6"},
     "255 bytes": {LONG_NAME: b"1", f"{LONG_NAME}/{LONG_NAME}".replace("x", "y", 1): b"2"},
     "deep": {"/".join(["d"] * 60) + "/f": b"deep"},
     "bytes that are no UTF-8": {os.fsdecode(b"\xff\xfe"): b"1"},
@@ -233,6 +238,14 @@ def tar(*members: tuple[str, bytes, bytes], form: int = tarfile.PAX_FORMAT) -> b
     return stream.getvalue()
 
 
+def long_header(kind: bytes, size: int) -> bytes:
+    """The head of a header that goes on for `size` bytes."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+CONTROLS = "\n\r\x1b\b\x01\x7f\x85\x9b"
 REG, DIR = tarfile.REGTYPE, tarfile.DIRTYPE
 HOSTILE: dict[str, bytes] = {
     "parent": tar(("../x", REG, b"1")),
@@ -259,6 +272,12 @@ HOSTILE: dict[str, bytes] = {
     "garbage": b"garbage" * 1000,
     "cut in the header": tar(("item", REG, b"1"))[:300],
     "cut in the content": tar(("item", REG, b"1" * 5000))[:2048],
+    **{f"control {character!r}": tar(("item", DIR, b""), (f"item/a{character}b", REG, b"1")) for character in CONTROLS},
+    "folder with a control": tar(("item", DIR, b""), ("item/\x9b2J", DIR, b""), ("item/x", REG, b"1")),
+    "very deep": tar(*((f"item{'/d' * depth}", DIR, b"") for depth in range(MAX_DEPTH + 1)), ("item/x", REG, b"1")),
+    "long name": long_header(tarfile.GNUTYPE_LONGNAME, 1 << 30) + tar(("item", REG, b"1")),
+    "long extended header": long_header(tarfile.XHDTYPE, 1 << 30) + tar(("item", REG, b"1")),
+    "long global header": long_header(tarfile.XGLTYPE, 1 << 30) + tar(("item", REG, b"1")),
     "255 bytes too long": tar(("item", DIR, b""), (f"item/{'x' * 256}", REG, b"1")),
 }
 
@@ -299,6 +318,72 @@ def test_more_than_was_announced_is_stopped_on_its_way(target: Path) -> None:
         receive(chunks(), descriptor, "x", name="x", files=1, size=1000)
     assert sent <= 4 << 20
     assert os.listdir(target) == []
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_header_without_end_is_not_taken_into_memory(kind: bytes, target: Path) -> None:
+    """Ours: tarfile reads as much as a header names, 8 GB and more."""
+    sent = 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal sent
+        yield long_header(kind, 64 << 20)
+        while sent < 64 << 20:
+            sent += 1 << 16
+            yield bytes(1 << 16)
+        yield tar(("item", REG, b"1"))
+
+    with (
+        opened(target) as descriptor,
+        pytest.raises(FileError, match=r"headers that are too long.*Nothing was written"),
+    ):
+        receive(chunks(), descriptor, "x", name="x", files=1, size=1)
+    assert sent <= MAX_HEADER_BYTES
+    sent = 0
+    with suppress(tarfile.TarError), tarfile.open(fileobj=IteratorReader(chunks()), mode="r:") as archive:
+        archive.getmembers()
+    assert sent == 64 << 20, "the control: tarfile alone reads all of it"
+
+
+def test_headers_of_many_members_are_not_kept(target: Path) -> None:
+    """Ours: each may have as much; tarfile keeps them all, and global ones apply to all that follow."""
+    note = tarfile.TarInfo.create_pax_global_header({"note": "x" * 100_000})
+    stream = tar(("item", DIR, b""), *((f"item/{number}", REG, b"") for number in range(200)))
+    members = (
+        part
+        for at in range(0, 201 * 512, 512)
+        for part in (note.replace(b"note", b"%04d" % (at // 512)), stream[at : at + 512])
+    )
+    tracemalloc.start()
+    try:
+        with opened(target) as descriptor:
+            chunks = itertools.chain(members, [bytes(1024)])
+            receive(chunks, descriptor, "x", name="x", files=200, size=0)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(os.listdir(target / "x")) == 200
+
+
+def test_folders_count_beside_files(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours: empty folders use up a file system as files do."""
+    monkeypatch.setattr(transfer, "MAX_ENTRIES", 10)
+    folders = [(f"item/{number}", DIR, b"") for number in range(10)]
+    take(tar(("item", DIR, b""), *folders[:8], ("item/x", REG, b"1")), target, "fits", files=1, size=1)
+    with pytest.raises(FileError, match=r"more than 10 files and folders.*Nothing was written"):
+        take(tar(("item", DIR, b""), *folders), target, "more", files=0, size=0)
+    assert os.listdir(target) == ["fits"]
+
+
+@pytest.mark.parametrize("path", ["new/deep/", ".", "there"])
+def test_file_with_an_odd_name_needs_another(path: str, target: Path) -> None:
+    """Ours: in the session it may be called anything; here its name would be orders to a terminal."""
+    (target / "there").mkdir()
+    stream = tar(("item", REG, b"1"))
+    with pytest.raises(FileError, match=r"'a\\x1b\[2Jb' holds control characters.*name the file in local_path"):
+        take(stream, target, path, name="a\x1b[2Jb", files=1, size=1)
+    assert read_tree(target) == {"there": None}
+    assert take(stream, target, "there/b", name="a\x1b[2Jb", files=1, size=1) == "there/b"
 
 
 def test_stream_that_breaks_off_is_an_error_of_its_own_kind(target: Path) -> None:
