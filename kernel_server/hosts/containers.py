@@ -116,6 +116,8 @@ def _environment(settings: HostSettings) -> dict[str, str]:
     variables = {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     if settings.network == "none":
         variables["PIP_RETRIES"] = "0"  # pip fails at once instead of after five tries
+        if settings.allowed_hosts is None:
+            variables["UV_HTTP_RETRIES"] = "0"  # as pip; UV_OFFLINE would have it look for packages in its cache
     if settings.allowed_hosts is not None:
         for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
             variables[name] = f"http://127.0.0.1:{PROXY_PORT}"

@@ -356,8 +356,14 @@ async def test_tool_that_is_turned_off_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.docker
 async def test_pip_in_a_cell_is_told_of_the_tool(docker_session: Handle) -> None:
     """Ours: pip's own words lead nowhere without a network."""
-    for code in ("!pip install no-such-package", "%pip install no-such-package"):
-        assert "Call the tool install_packages" in (await docker_session.run(code)).text
+    for code in (
+        "!pip install no-such-package",
+        "%pip install no-such-package",
+        "!uv pip install -t x no-such-package",
+    ):
+        text = (await docker_session.run(code)).text
+        assert "Call the tool install_packages" in text
+        assert "retries" not in text, "uv tries three times more, which takes 8 s, unless it is told not to"
     assert "install_packages" not in (await docker_session.run("!pip --version")).text
 
 
