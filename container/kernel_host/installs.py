@@ -55,7 +55,9 @@ def _distributions(user_site: str) -> Iterator[dict[str, Any]]:
     """Name, version, what it needs, and whether it is the session's own; first those that win where there are two."""
     from importlib import metadata
 
-    own = metadata.distributions(path=[user_site]) if user_site else ()
+    from .metadata import found_in
+
+    own = found_in(user_site) if user_site else ()
     found = chain(zip(own, repeat(True)), zip(metadata.distributions(), repeat(False)))
     left = MAX_ALL_CHARACTERS
     for distribution, is_own in islice(found, MAX_DISTRIBUTIONS):
@@ -72,12 +74,12 @@ def _distributions(user_site: str) -> Iterator[dict[str, Any]]:
 
 def _installed(wheels: list[str], user_site: str, preloaded: set[str]) -> Iterator[dict[str, Any]]:
     """What can be imported of the packages that came with `wheels`."""
-    from importlib import metadata
-
     from packaging.utils import canonicalize_name, parse_wheel_filename
 
+    from .metadata import found_in
+
     names = {parse_wheel_filename(wheel)[0] for wheel in wheels}
-    for distribution in metadata.distributions(path=[user_site]):
+    for distribution in found_in(user_site):
         with suppress(Exception):  # as above
             name = canonicalize_name(distribution.metadata["Name"])
             if name not in names:

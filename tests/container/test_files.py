@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from kernel_host import files
 from kernel_host.beneath import Refused
+
+from kernel_server.files.beneath import opened_folder
 
 
 def send(folder: Path, staging: Path) -> dict[str, Any]:
     staging.mkdir()
-    descriptors = [os.open(path, os.O_DIRECTORY) for path in (folder, staging)]
-    try:
-        return files.send(*descriptors, "d", "item", 1_000)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+    with opened_folder(folder, "") as source, opened_folder(staging, "") as target:
+        return files.send(source, target, "d", "item", 1_000)
 
 
 def test_folders_count_beside_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

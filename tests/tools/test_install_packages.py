@@ -29,6 +29,7 @@ from tests.driving import Handle, Kit, Reply, eventually, serving, stopwatch
 pytestmark = pytest.mark.anyio
 
 UNREACHABLE_SECONDS = 20.0
+QUICK_SECONDS = 20.0  # a third of the time after which the server gives up
 
 # A build backend that tells that it ran, whatever it is asked for.
 BACKEND = """
@@ -276,6 +277,27 @@ for name, text in {"x": b"\\xff", "y": b"", "z": b"Name: z\\nVersion: none\\nReq
 """)
     assert await installed(session, "base") == ["installed base==1.0"]
     assert "base==1.0" in (await session.call("list_packages")).text.splitlines()
+
+
+async def test_what_never_ends_in_place_of_metadata_is_passed_over(session: Handle, shelf: Shelf) -> None:
+    """Ours: a fifo held the call for a minute, and a device would fill the helper's memory."""
+    shelf.wheel("base", "1.0")
+    await session.run("""
+import os, site
+for name in ("fifo", "device", "large", "folder", "loop"):
+    os.makedirs(f"{site.USER_SITE}/{name}-1.dist-info")
+    with open(f"{site.USER_SITE}/{name}-1.dist-info/RECORD", "w") as file: file.truncate(1 << 30)
+os.chdir(site.USER_SITE)
+os.mkfifo("fifo-1.dist-info/METADATA"), os.mkfifo("one-1.egg-info")
+os.symlink("/dev/zero", "device-1.dist-info/METADATA"), os.symlink("METADATA", "loop-1.dist-info/METADATA")
+with open("large-1.dist-info/METADATA", "w") as file: _ = file.write("Name: large\\nVersion: 1\\n"), file.truncate(1 << 30)
+os.mkdir("folder-1.dist-info/METADATA")
+""")
+    with anyio.fail_after(QUICK_SECONDS):
+        assert await installed(session, "base") == ["installed base==1.0"]
+        listed = (await session.call("list_packages")).text.splitlines()
+    assert "base==1.0" in listed
+    assert "large==1" in listed
 
 
 REFUSED = {
