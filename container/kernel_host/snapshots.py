@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import EMLINK, ENOTSUP, EPERM, EXDEV
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import copies
 from .beneath import Refused, refused
@@ -35,6 +35,7 @@ COPY_MODE = 0o444  # for all: a clone may be another user's, and whose it is, is
 CLOCK_REALTIME_COARSE = 5  # clock_gettime(2): what file systems take the time from
 TICK_SECONDS = 0.01  # at most, of that clock: CONFIG_HZ is at least 100
 SECOND = 10**9  # ns
+DAMAGED = (ValueError, TypeError, KeyError, IndexError)  # what comes of JSON that was not written here
 
 
 class Taken(NamedTuple):
@@ -115,7 +116,8 @@ def drop(store: str, name: str) -> None:
     Raises:
         Refused: there is no such snapshot.
     """
-    _index(store, name)
+    if not os.path.isdir(_path(store, name)):
+        _index(store, name)
     with _told(name):
         state = _State.read(store)
         if state.last in (None, name):
@@ -240,11 +242,10 @@ class _State:
     @classmethod
     def read(cls, store: str) -> _State:
         try:
-            with open(f"{store}/{STATE}", encoding="utf-8") as file:
-                last, files = json.load(file)
-        except FileNotFoundError:
+            last, files = _read_json(f"{store}/{STATE}")
+            return cls(last, {(device, inode): Known(*known) for device, inode, *known in files})
+        except (FileNotFoundError, *DAMAGED):
             return cls(None, {})
-        return cls(last, {(device, inode): Known(*known) for device, inode, *known in files})
 
     def write(self, store: str) -> None:
         """On a full disk all is forgotten: the next snapshot then copies each file."""
@@ -306,15 +307,25 @@ def _path(store: str, name: str) -> str:
 
 def _index(store: str, name: str) -> list[Node]:
     try:
-        with open(f"{_path(store, name)}/{INDEX}", encoding="utf-8") as file:
-            return [Node(*fields) for fields in json.load(file)]
+        with _told(name, but=FileNotFoundError):
+            nodes = [Node(*fields) for fields in _read_json(f"{_path(store, name)}/{INDEX}")]
+            if not nodes or any(not 0 <= node.parent < number for number, node in enumerate(nodes[1:], 1)):
+                raise ValueError("no tree")
+            return nodes
     except FileNotFoundError as error:
         there = ", ".join(map(repr, names(store))) or "none"
         raise Refused(f"There is no checkpoint {name!r}; there are: {there}.") from error
 
 
+def _read_json(path: str) -> Any:
+    with open(path, encoding="utf-8", opener=lambda path, _: os.open(path, copies.READ_FILE)) as file:
+        return json.load(file)
+
+
 def _write_json(path: str, content: object) -> None:
-    with open(path, "w", encoding="utf-8") as file:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    with open(path, "w", encoding="utf-8", opener=lambda path, _: os.open(path, copies.MAKE_FILE, 0o600)) as file:
         file.write(json.dumps(content, separators=(",", ":")))
 
 
@@ -345,10 +356,14 @@ def _remove(folder: str) -> None:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Tells the model what the system has refused."""
+def _told(name: str, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
+    """Tells the model what the system has refused, or that the session has been at its store."""
     try:
         yield
+    except but:
+        raise
+    except DAMAGED as error:
+        raise Refused(f"checkpoint {name}: it is damaged; drop it") from error
     except OSError as error:
         file = error.filename if isinstance(error.filename, str) and "/" not in error.filename else ""
         raise refused(error.errno or 0, f"checkpoint {name}" + (f", {file}" if file else "")) from error

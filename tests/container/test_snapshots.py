@@ -428,6 +428,22 @@ def test_names_that_cannot_be(home: None) -> None:
                 action(name)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "[1]", "{}", '[[0,"","folder",448,0],[1,"a","folder",448,0]]', None])
+def test_a_store_that_was_tampered_with_is_refused(home: None, content: str | None) -> None:
+    """Ours: a session may write into its own store; nothing waits for it, and it can be dropped."""
+    put("a")
+    take("one")
+    for path in (f"{STORE}/state.json", f"{STORE}/one/index.json"):
+        os.unlink(path)
+        Path(path).write_text(content, encoding="utf-8") if content is not None else os.mkfifo(path)
+    os.mkfifo(f"{STORE}/.unfinished.json")
+    with pytest.raises(Refused, match="damaged"):
+        restore(WORK, STORE, "one")
+    assert take("two").bytes_copied == copied(1)
+    drop(STORE, "one")
+    restore(WORK, STORE, "two")
+
+
 names = st.sampled_from(["a", "b", "c", ".d", "e\nf", os.fsdecode(b"\xff")])
 numbers = st.integers(0, 99)  # of what there is
 MODES = [0o644, 0o755, 0o700, 0o2750, 0o4711, *([0, 0o111, 0o300, 0o500] if ROOT else [])]
