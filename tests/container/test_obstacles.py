@@ -51,6 +51,7 @@ def forked(work, pause=True, seconds=20):
     status = os.waitpid(pid, 0)[1]
     work()
     tell(found, survivors, status)
+    os._exit(0)  # Python 3.13.0 crashes at its end where tqdm has a bar, also without a fork
 own = Own.here(loop)
 """
 
