@@ -20,7 +20,7 @@ from kernel_server.presence import announced
 from kernel_server.sessions.installs import open_installer
 from kernel_server.sessions.registry import Limits, open_registry
 from kernel_server.tasks import running
-from kernel_server.tools import code, files, listing, outputs, packages, resources, sessions, variables
+from kernel_server.tools import branching, code, files, listing, outputs, packages, resources, sessions, variables
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import Services
 from kernel_server.tools.stdio import end_soon
@@ -33,7 +33,8 @@ A real Python for you: IPython kernels in a locked-down container. Call init onc
 pass it to every call: variables, imports and files then stay from call to call. Without a session_id, run_code runs in \
 a one-shot session. Files come in with cp_in (from WORKDIR_IN), go out with cp_out (to WORKDIR_OUT); write scripts with \
 edit_file and run them with run_file. Plots come back as images. A result ends with what the cell changed; \
-list_variables looks inside a session, also while code runs. export_notebook keeps everything that ran."""
+list_variables looks inside a session, also while code runs. checkpoint and rollback go back to an earlier state, \
+branch_session tries several things from one. export_notebook keeps everything that ran."""
 
 PARENT_SECONDS = 0.5
 ANSWER_SECONDS = 0.1
@@ -52,7 +53,7 @@ def create_server(settings: Settings) -> KernelMCPServer:
         "kernel-server", title="Kernel Server", version=__version__, instructions=INSTRUCTIONS, lifespan=lifespan
     )
     _configure_logging(settings.log_level)
-    for module in (sessions, code, variables, outputs, files, listing):
+    for module in (sessions, code, variables, outputs, branching, files, listing):
         module.register(server)
     packages.register(server, Allowed.only(settings.packages))
     sessions.register_endings(server)
@@ -70,6 +71,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         settings.pool,
         host_settings(settings).per_host,
         keep=settings.on_exit == "keep",
+        checkpoints=settings.checkpoints,
+        automatic_checkpoints=settings.auto_checkpoints,
         notebook_ttl=settings.notebook_ttl,
     )
     # Announced first, and so withdrawn last: sessions still end in between.

@@ -134,6 +134,22 @@ class Settings(BaseSettings):
         ge=0,
         le=50,
     )
+    checkpoints: int = _setting(
+        "PY_EXEC_CHECKPOINTS",
+        8,
+        "How many checkpoints a session keeps; a new one takes the place of the oldest.",
+        "a whole number from 1 to 30",
+        ge=1,
+        le=30,
+    )
+    auto_checkpoints: int = _setting(
+        "PY_EXEC_AUTO_CHECKPOINTS",
+        0,
+        "How many cells a session can go back without having asked for a checkpoint: one is made before each; 0 is none.",
+        "a whole number from 0 to 30",
+        ge=0,
+        le=30,
+    )
     sessions_per_container: int = _setting(
         "PY_EXEC_SESSIONS_PER_CONTAINER",
         0,
@@ -259,7 +275,10 @@ class Settings(BaseSettings):
         """What tells servers with other containers or folders apart: only those with the same go on with each other's sessions."""
         same = self.model_dump(
             mode="json",
-            exclude={"packages", "session_ttl", "notebook_ttl", "pool", "timeout", "wait", "output_bytes", "log_level"},
+            exclude={
+                *("packages", "session_ttl", "notebook_ttl", "pool", "timeout", "wait", "output_bytes", "log_level"),
+                *("checkpoints", "auto_checkpoints"),
+            },
         )
         folders = [str(self.input_folder), str(self.output_folder), str(self.state_dir.absolute()), str(self.ca_file)]
         return hashlib.sha256(json.dumps([same, folders], sort_keys=True).encode()).hexdigest()

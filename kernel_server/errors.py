@@ -14,6 +14,7 @@
     │   └── SessionLimit          no more sessions fit
     ├── KernelError               a kernel did not start or does not answer
     ├── RequestError              an argument of a tool cannot be used
+    ├── CheckpointError           a session cannot be kept as it is, or brought back, or branched
     ├── PackageError              packages cannot be found, fetched or installed
     └── FileError                 a path or a transfer is refused, or failed
 
@@ -168,6 +169,10 @@ class KernelError(KernelServerError):
 
 class RequestError(KernelServerError):
     """An argument of a tool cannot be used."""
+
+
+class CheckpointError(KernelServerError):
+    """A session cannot be kept as it is, or brought back, or branched; it is as it was before."""
 
 
 class PackageError(KernelServerError):

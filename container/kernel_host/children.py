@@ -28,6 +28,7 @@ class Child:
         on_report: called with each report.
         on_exit: called once with the wait status, after the last report.
         deadline: when to kill it (monotonic seconds); None is never.
+        helps: it works for the kernel host, with whatever UID.
     """
 
     pid: int
@@ -35,6 +36,7 @@ class Child:
     on_report: Callable[[dict[str, Any]], None]
     on_exit: Callable[[int], None]
     deadline: float | None = None
+    helps: bool = False
     received: bytearray = field(default_factory=bytearray)
 
     def read(self) -> bool:

@@ -24,6 +24,7 @@ class Config:
         first_uid, uid_count: the range of session UIDs that belongs to this kernel host alone.
         preload: modules to import before the first fork; missing ones are passed over.
         processors: how many the sessions may use together; 0 is all.
+        branches: how many a session and those that were branched from it may have at a time, where Landlock is.
         workspace_bytes: how much the files of a session may take; 0 is no limit.
         supervise: whether to watch what the sessions use together; without it, tests show what they do to each other.
         walls: what is to restrict sessions beside their UID, as far as Linux has it: see `walls`. Without isolation there are none.
@@ -45,6 +46,7 @@ class Config:
     uid_count: int = 1_000
     preload: list[str] = field(default_factory=list)
     processors: float = 0.0
+    branches: int = 16
     workspace_bytes: int = 0
     supervise: bool = True
     walls: list[str] = field(default_factory=lambda: list(WALLS))

@@ -44,9 +44,10 @@ class Fairness:
         total = sum(sum(processes.values()) for processes in used.values())
         busy = [session for session in sessions if sum(used.get(session.uid or 0, {}).values()) > ACTIVE]
         part = min(self._processors, total + free) / max(1, len(busy))  # other containers have the rest
+        kernels = {session.pid for session in sessions}
         for session in busy:
             processes = used[session.uid or 0]
-            started = [pid for pid in processes if pid != session.pid]
+            started = [pid for pid in processes if pid not in kernels]
             if len(busy) > 1 and started and sum(processes.values()) > FAIR * part:
                 self._loop.help(None, partial(_lower, session.uid or 0, started), lambda _message: None)
 

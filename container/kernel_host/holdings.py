@@ -21,7 +21,7 @@ from .usage import own_memory, read, shared_memory, stat_of
 BLOCK = 512  # bytes; of st_blocks
 IN_MEMORY = ("/dev/shm", "/tmp")  # noqa: S108 - the container's own, on tmpfs
 INODE_BYTES = 1 << 10  # of memory for each file on tmpfs, however small
-PARENT, STARTSTACK = 1, 25  # fields of `stat_of`; the second is the same for a process and what is forked from it
+STARTSTACK = 25  # field of `stat_of`: the same for a process and what is forked from it
 
 Files = dict[tuple[int, int], int]
 """Bytes of files by device and inode, so that none counts twice."""
@@ -37,17 +37,15 @@ class Held(NamedTuple):
 class Holdings:
     """Looks at one session, for a limited time: who has more than can be looked at hides something."""
 
-    def __init__(self, uid: int, kernel: int | None, pids: list[int], disk: int, seconds: float = math.inf) -> None:
+    def __init__(self, uid: int, pids: list[int], disk: int, seconds: float = math.inf) -> None:
         """Begins.
 
         Args:
-            kernel: process id of the session's kernel.
             pids: all its processes.
             disk: device of the workspaces.
             seconds: of processor time.
         """
         self._uid = uid
-        self._kernel = kernel
         self._pids = pids
         self._disk = disk
         self._until = time.thread_time() + seconds
@@ -84,9 +82,7 @@ class Holdings:
         families: dict[str, list[int]] = {}
         for pid in self._processes():
             with suppress(OSError):
-                fields = stat_of(pid)
-                if pid == self._kernel or not _is_helper(fields):
-                    families.setdefault(fields[STARTSTACK], []).append(own_memory(pid))
+                families.setdefault(stat_of(pid)[STARTSTACK], []).append(own_memory(pid))
         host = stat_of(os.getpid())[STARTSTACK]
         inherited = {host: own_memory(os.getpid())}
         least = sum(_at_least(sizes, inherited.get(family, 0)) for family, sizes in families.items())
@@ -127,9 +123,7 @@ class Holdings:
             try:
                 os.close(os.open(f"/proc/{pid}/maps", os.O_RDONLY))
             except PermissionError:
-                with suppress(OSError):
-                    if pid == self._kernel or not _is_helper(stat_of(pid)):
-                        return True
+                return True
             except OSError:
                 continue
         return False
@@ -183,11 +177,6 @@ class Holdings:
 
 class _TimeIsUpError(Exception):
     """No OSError, as TimeoutError would be."""
-
-
-def _is_helper(fields: list[str]) -> bool:
-    """Whether a process works for the kernel host: it is its child, and no kernel."""
-    return int(fields[PARENT]) == os.getpid()
 
 
 def _at_least(sizes: list[int], inherited: int) -> int:

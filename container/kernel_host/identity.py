@@ -11,12 +11,12 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 
 # The inode of the initial PID namespace is fixed: include/linux/proc_ns.h, PROC_PID_INIT_INO.
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4  # prctl(2)
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # prctl(2)
 KILL_DEADLINE_SECONDS = 3.0
 RESERVED_FILES = 64
 FIRST_TO_GO = "1000"  # for the OOM killer: proc(5), oom_score_adj; the rest of the container has less
@@ -86,14 +86,36 @@ def act_for(uid: int) -> None:
     os.setresuid(DEPUTY, uid, DEPUTY)
 
 
-def set_limits(limits: dict[str, int]) -> None:
-    """Sets soft and hard limits of this process and all that it starts; no core files."""
+def set_limits(limits: dict[str, int], mark: int = 0) -> None:
+    """Sets soft and hard limits of this process and all that it starts; no core files. `mark`: see `set_mark`."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if mark:
+        set_mark(mark)
     for name, value in limits.items():
         _, hard = resource.getrlimit(LIMITS[name])
         reserve = RESERVED_FILES if name == "nofile" else 0
         most = value + reserve if hard == resource.RLIM_INFINITY else min(value + reserve, hard)
         resource.setrlimit(LIMITS[name], (most - reserve, most))
+
+
+def set_mark(mark: int) -> None:
+    """Marks this process and all that it starts, so that sessions of one UID can be told apart.
+
+    The mark is a limit, which everything inherits and nobody can raise again; that of real-time CPU time, which no
+    session can use. A session can lower it, and so hide from itself: its branches have lower ones already.
+    """
+    resource.setrlimit(resource.RLIMIT_RTTIME, (mark, mark))
+
+
+def mark_of(pid: int) -> int:
+    """The mark of a process, 0 for none; proc(5), limits.
+
+    Raises:
+        OSError: it has ended.
+    """
+    with open(f"/proc/{pid}/limits", encoding="ascii") as file:
+        hard = next((line.split()[-2] for line in file if line.startswith("Max realtime timeout")), "")
+    return int(hard) if hard.isdigit() else 0
 
 
 @contextmanager
@@ -123,6 +145,11 @@ def make_dumpable() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
+def adopt_orphans() -> None:
+    """Makes this process the parent of all below it that have lost theirs: it learns how they end."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def die_with_parent() -> None:
     """SIGKILLs this process when its parent ends; in a container the end of PID 1's child does that."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -150,6 +177,37 @@ def kill_all_of_this_uid() -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("some processes of the session could not be killed")
         time.sleep(0.002)
+
+
+def kill_marked(mark: int, spared: Collection[int]) -> None:
+    """SIGKILLs every process of the calling process's UID that has the mark, but those that are spared.
+
+    They are stopped first, so that none can start another one meanwhile.
+
+    Raises:
+        TimeoutError: processes are left after KILL_DEADLINE_SECONDS.
+    """
+    deadline = time.monotonic() + KILL_DEADLINE_SECONDS
+    stopped: set[int] = set()
+    while time.monotonic() < deadline:
+        living = [pid for pid in _living_processes(os.getuid()) if pid not in spared and _has_mark(pid, mark)]
+        if not living:
+            return
+        fresh = [pid for pid in living if pid not in stopped]
+        for pid in fresh or living:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP if fresh else signal.SIGKILL)
+        stopped.update(fresh)
+        if not fresh:
+            time.sleep(0.002)
+    raise TimeoutError("some processes of the session could not be killed")
+
+
+def _has_mark(pid: int, mark: int) -> bool:
+    try:
+        return mark_of(pid) == mark
+    except OSError:
+        return False
 
 
 def _living_processes(uid: int) -> list[int]:

@@ -12,13 +12,13 @@ import os
 import random
 import signal
 import site
+import socket
 import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 from types import FrameType, SimpleNamespace
 from typing import Any, cast
 
@@ -30,16 +30,20 @@ from IPython.core.events import EventManager
 from IPython.core.profiledir import ProfileDir
 
 from . import identity
+from .branching import serve
 from .changes import ChangeReport
+from .lines import Line
 from .look import LOOK_SECONDS, Look
 from .record import Record
 from .shell import SessionShell
-from .streams import SessionOutStream  # noqa: F401 - named below
+from .streams import SessionOutStream
 from .variables import Variables
 from .walls import Walls
 
 # Names of the sockets: jupyter_client's ipc transport appends "-<port>" to `ip`.
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
+BOUND = [port for name, port in PORTS.items() if name != "hb_port"]
+BACKLOG = 100  # as libzmq's
 MAX_QUEUED_MESSAGES = 32  # for a reader; what is queued when a cell is interrupted is read after its end
 INTERRUPT_AGAIN_SECONDS = 0.02
 # How long a thread may keep the interpreter while others want it. An interrupt, a look inside and output beside a cell
@@ -54,7 +58,8 @@ Message = dict[str, Any]
 class KernelLaunch:
     """What a child needs to become a session's kernel; `uid` and `host_uid` are None without isolation.
 
-    With `warm` it goes through what a first cell needs before it serves. `shared` is the shared folder.
+    With `warm` it goes through what a first cell needs before it serves. `shared` is the shared folder. `mark` is that
+    of the session's processes, and `later` are folders that may become those of its branches: see `families`.
     """
 
     session_id: str
@@ -69,6 +74,8 @@ class KernelLaunch:
     warm: bool = False
     shared: str = ""
     walls: Walls | None = None
+    mark: int = 0
+    later: tuple[str, ...] = ()
 
 
 class SessionKernel(IPythonKernel):
@@ -209,6 +216,32 @@ class SessionKernel(IPythonKernel):
     async def poll_stopped_queue(self) -> None:
         """There is no debugger whose queue could be polled."""
 
+    @property
+    def turn(self) -> asyncio.Lock:
+        """Held while it is at work on a request."""
+        return self._main_asyncio_lock
+
+    def revive(self, workspace: str, **channels: Any) -> None:
+        """Goes on in a process that was forked from its own: see `branching`.
+
+        Args:
+            channels: what takes the place of sockets, streams and threads, by the names of attributes.
+        """
+        shell = self.shell
+        assert isinstance(shell, SessionShell)
+        for name, channel in channels.items():
+            setattr(self, name, channel)
+        self._main_asyncio_lock = asyncio.Lock()
+        self._aborting = False
+        for stream in (self._stdout, self._stderr):
+            assert isinstance(stream, SessionOutStream)
+            stream.revive(self.iopub_thread)
+        displayhook, publisher = cast("Any", shell.displayhook), cast("Any", shell.display_pub)
+        displayhook.pub_socket = publisher.pub_socket = self.iopub_socket
+        shell.pictures.workspace = self._workspace = workspace
+        self._changes = None
+        self._record = Record(self.iopub_thread)
+
 
 def _asks_whether_a_thread_lives(frame: FrameType | None) -> bool:
     """Until 3.12, Python takes a thread for dead if an exception comes just then; IOPub's, and messages get mixed up."""
@@ -229,16 +262,23 @@ class _BareProfileDir(ProfileDir):
 
 
 class SessionKernelApp(IPKernelApp):
-    """IPKernelApp in two steps: bind every channel as the server's user, then initialize as the session."""
+    """IPKernelApp in two steps: its channels, on sockets that the server's user has bound, then all else."""
 
     kernel_class = SessionKernel
     outstream_class = f"{__name__}.SessionOutStream"
 
-    def bind_channels(self) -> None:
-        """Creates and binds the sockets of the shell, iopub, stdin and control channels."""
+    def open_channels(self, run_dir: str, listeners: dict[int, int]) -> None:
+        """Creates the sockets of the shell, iopub, stdin and control channels.
+
+        Args:
+            listeners: descriptors of sockets that listen there, by port: see `listen`.
+        """
+        self.ip = f"{run_dir}/s"
+        self._listeners = listeners
         super().init_sockets()
 
     def _bind_socket(self, s: zmq.Socket[Any], port: int) -> int:
+        s.setsockopt(zmq.USE_FD, self._listeners[port])
         # A slow reader slows the kernel down; without it output is lost, `idle` among it (zmq_setsockopt(3)).
         if s.type in (zmq.XPUB, zmq.PUB):  # ipykernel 6 has a PUB socket
             s.setsockopt(zmq.XPUB_NODROP, 1)
@@ -246,7 +286,7 @@ class SessionKernelApp(IPKernelApp):
         return int(super()._bind_socket(s, port))
 
     def init_sockets(self) -> None:
-        """Done in `bind_channels`."""
+        """Done in `open_channels`."""
 
     def init_heartbeat(self) -> None:
         """There is none: the kernel host is the kernel's parent and reports its end. It would cost a tenth of a start."""
@@ -273,33 +313,45 @@ class SessionKernelApp(IPKernelApp):
         self._ports = {name.removesuffix("_port"): port for name, port in PORTS.items()}
 
 
+def listen(run_dir: str) -> dict[int, int]:
+    """Descriptors of listening sockets in the run folder, by port; for whoever may write it."""
+    listeners = {}
+    for port in BOUND:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(f"{run_dir}/s-{port}")
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+        listeners[port] = listener.detach()
+    return listeners
+
+
 def run(
-    launch: KernelLaunch, bound: Callable[[], None], started: Callable[[SessionKernelApp], None] | None = None
+    launch: KernelLaunch,
+    bound: Callable[[], None],
+    line: Line | None = None,
+    started: Callable[[SessionKernelApp], None] | None = None,
 ) -> None:
     """Becomes the kernel of `launch` and serves until it is told to exit.
 
     Args:
         bound: called when its sockets are bound: requests wait there until it has become the session, and serves.
+        line: on which the kernel host asks for checkpoints.
         started: called when it is about to serve.
     """
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _silence_standard_streams()
     app = make_app()
-    app.ip = f"{launch.run_dir}/s"
     app.config.Session.key = launch.key
     if launch.uid is not None:
         identity.yield_to_host()
-    as_host = nullcontext if launch.host_uid is None else partial(identity.acting_as, launch.host_uid)
+    with nullcontext() if launch.host_uid is None else identity.acting_as(launch.host_uid):
+        listeners = listen(launch.run_dir)
     if launch.walls is not None:  # before there is a second thread, which they would not restrict
-        with as_host():  # the only one who may enter the run folder
-            sockets = os.open(launch.run_dir, os.O_PATH | os.O_CLOEXEC)
-        launch.walls.raise_around([launch.workspace, launch.private], sockets, launch.shared)
-        os.close(sockets)
-    with as_host():
-        app.bind_channels()
+        launch.walls.raise_around([launch.workspace, launch.private, *launch.later], launch.shared)
+    app.open_channels(launch.run_dir, listeners)
     bound()
-    identity.set_limits(launch.limits)
+    identity.set_limits(launch.limits, launch.mark)
     if launch.uid is None:
         identity.die_with_parent()
     else:
@@ -316,7 +368,7 @@ def run(
     sys.stdout.flush()  # opens this thread's way to IOPub, for which a cell may leave no descriptor
     if started:
         started(app)
-    app.start()
+    serve(app, launch, line)
 
 
 def _warm_up(app: SessionKernelApp) -> None:
@@ -334,6 +386,9 @@ def make_app() -> SessionKernelApp:
     app = SessionKernelApp.instance(transport="ipc", **PORTS)
     app.config.HistoryManager.enabled = False  # the transcript is the server's; no SQLite thread per kernel
     app.config.InteractiveShell.colors = "nocolor"
+    app.config.InteractiveShell.enable_tip = (
+        False  # in the answer to each kernel_info_request; it would use random numbers
+    )
     app.config.PlainTextFormatter.max_width = 120  # as numpy's lines, see `preload`
     app.config.InteractiveShellApp.exec_PYTHONSTARTUP = False
     app.log.debug("made")  # has logging set up

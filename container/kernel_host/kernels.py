@@ -13,6 +13,7 @@ from . import children, cleaning, identity
 from .beneath import Refused
 from .children import Child
 from .config import Config
+from .lines import Line
 from .loop import Loop, Reply
 from .sessions import Session, Sessions
 from .usage import container_memory, machine_memory, usage
@@ -49,6 +50,7 @@ class KernelRequests:
         def body(report: children.Report) -> None:
             from . import kernel
 
+            ours.close()
             key = os.urandom(32).hex()
             launch = kernel.KernelLaunch(
                 session_id=session.session_id,
@@ -63,6 +65,8 @@ class KernelRequests:
                 warm=bool(request.get("warm")),
                 shared=self._config.shared_dir,
                 walls=self._walls if self._sessions.isolated else None,
+                mark=session.mark if self._sessions.isolated else 0,
+                later=tuple(self._sessions.later_folders(session)),
             )
             answer = {"pid": os.getpid(), "key": key, "ip": f"{session.slot}/s", "workspace": launch.workspace}
 
@@ -70,10 +74,23 @@ class KernelRequests:
                 report({"result": answer})
                 report.close()  # what the session forks must not hold it open
 
-            kernel.run(launch, bound)
+            kernel.run(launch, bound, theirs)
 
-        pid, pipe = children.fork(body)
+        ours, theirs = Line.pair()
+        pid, pipe = children.fork(body, keep=(theirs.fileno(),))
+        theirs.close()
+        self.follow(session, pid, pipe, ours, reply)
+
+    def follow(self, session: Session, pid: int, pipe: int, line: Line, reply: Reply) -> None:
+        """A kernel of the session has been forked: passes on what it reports, and tells of its end.
+
+        Args:
+            pipe: on which it reports once, that it has started.
+            line: to ask it for checkpoints.
+        """
         session.pid, session.started = pid, time.monotonic()
+        session.line = line
+        line.socket.setblocking(False)
         answered = False
 
         def on_report(message: dict[str, Any]) -> None:
@@ -83,7 +100,8 @@ class KernelRequests:
             reply(message)
 
         def on_exit(status: int) -> None:
-            session.pid = None
+            session.pid = session.line = None
+            line.close()
             how: dict[str, Any] = children.describe_exit(status)
             if session.exceeded:
                 how["exceeded"], session.exceeded = session.exceeded, None
@@ -121,7 +139,21 @@ class KernelRequests:
             else:  # the next request may be to start another one
                 session.on_end.append(lambda: reply(message))
 
-        self._loop.help(session.uid, lambda: _end_all_of_uid(session), finish)
+        self._loop.help(session.uid, self._ending(session), finish)
+
+    def _ending(self, session: Session) -> Callable[[], dict[str, Any]]:
+        """What a helper with the session's UID does: ends whatever the kernel has started, but no checkpoint."""
+        spared = {checkpoint.process.pid for checkpoint in session.checkpoints.values()}
+        alone = not spared and not self._sessions.relatives(session)
+
+        def end() -> dict[str, Any]:
+            if session.uid is not None and alone:
+                identity.kill_all_of_this_uid()
+            elif session.uid is not None:
+                identity.kill_marked(session.mark, spared)
+            return {}
+
+        return end
 
     def stop(self, session: Session, exceeded: dict[str, Any], done: Callable[[], None], *, empty_memory: bool) -> None:
         """Ends every process of a session that has used too much, and calls `done` when none is left.
@@ -133,8 +165,10 @@ class KernelRequests:
         self._stopping.setdefault(session.session_id, [])
         _end_kernel(session)
 
+        end = self._ending(session)
+
         def work() -> dict[str, Any]:
-            _end_all_of_uid(session)
+            end()
             if empty_memory:
                 cleaning.empty_memory()
             return {}
@@ -150,12 +184,15 @@ class KernelRequests:
         """Ends every process of the session and removes all that it owns; its UID is free again afterwards."""
         session = self._sessions.find(request)
         _end_kernel(session)
+        for name in list(session.checkpoints):
+            drop(session, name)
+        end, alone = self._ending(session), not self._sessions.relatives(session)
 
         def remove() -> dict[str, Any]:
-            _end_all_of_uid(session)
+            end()
             cleaning.empty_folder(session.workspace)
             cleaning.empty_folder(session.private)
-            if session.uid is not None:
+            if session.uid is not None and alone:
                 cleaning.empty_memory()
             return {}
 
@@ -168,7 +205,8 @@ class KernelRequests:
     def usage(self, request: dict[str, Any], reply: Reply) -> None:
         """Memory, CPU time and processes of a session."""
         session = self._sessions.find(request)
-        self._loop.help(session.uid, lambda: usage(session.uid, session.pid), reply)
+        mark = self._sessions.distinguishing_mark(session)
+        self._loop.help(session.uid, lambda: usage(session.uid, session.pid, mark), reply)
 
     def memory(self, _request: dict[str, Any], reply: Reply) -> None:
         """How much memory the container uses, and how much the machine has."""
@@ -184,6 +222,7 @@ class KernelRequests:
                 "pid": session.pid,
                 "kernel_age_seconds": now - session.started if session.pid else None,
                 "death": session.death,
+                "checkpoints": list(session.checkpoints),
             }
             for session in self._sessions
         ]
@@ -205,8 +244,9 @@ def _end_kernel(session: Session) -> None:
             os.killpg(session.pid, signal.SIGKILL)
 
 
-def _end_all_of_uid(session: Session) -> dict[str, Any]:
-    """In a helper that has the session's UID: ends whatever the kernel has started."""
-    if session.uid is not None:
-        identity.kill_all_of_this_uid()
-    return {}
+def drop(session: Session, name: str) -> None:
+    """Ends a checkpoint."""
+    checkpoint = session.checkpoints.pop(name)
+    checkpoint.line.close()
+    with suppress(ProcessLookupError):
+        os.kill(checkpoint.process.pid, signal.SIGKILL)

@@ -26,7 +26,6 @@ READ = EXECUTE | READ_FILE | READ_DIR
 LOOK = READ_FILE | READ_DIR
 USE = LOOK | WRITE_FILE | TRUNCATE | IOCTL_DEV
 OWN = (2 * IOCTL_DEV - 1) & ~(MAKE_CHAR | MAKE_BLOCK)
-SOCKETS = MAKE_SOCK | MAKE_REG | REMOVE_FILE | WRITE_FILE | READ_FILE | READ_DIR
 BIND_TCP, CONNECT_TCP = 1, 2
 _ALL_SCOPES = 3  # abstract unix sockets, signals
 
@@ -58,12 +57,11 @@ def abi() -> int:
     return max(0, int(_libc.syscall(_CREATE, None, ctypes.c_size_t(0), _CREATE_VERSION)))
 
 
-def restrict(own: Iterable[str], sockets: int, shared: str, ports: tuple[int, ...] | None) -> None:
+def restrict(own: Iterable[str], shared: str, ports: tuple[int, ...] | None) -> None:
     """Restricts this thread, which must be the only one of its process, and all that it starts; for good.
 
     Args:
         own: folders of the session, in which it may do what it likes.
-        sockets: descriptor of a folder in which sockets may be made.
         shared: a folder that it may read.
         ports: of TCP, to which it may connect, without any other TCP; None: all TCP is left as it is.
 
@@ -83,7 +81,6 @@ def restrict(own: Iterable[str], sockets: int, shared: str, ports: tuple[int, ..
     size = max((size for since, size in sizes.items() if version >= since), default=8)
     descriptor = _call(_CREATE, ctypes.byref(ruleset), ctypes.c_size_t(size), 0)
     try:
-        _add(descriptor, sockets, SOCKETS & handled)
         for path in own:
             with _opened(path) as folder:
                 _add(descriptor, folder, OWN & handled)

@@ -14,6 +14,8 @@ from typing import Any
 from . import children, identity
 from .children import Child
 
+MAX_REAPED = 100  # at a time: sessions can leave orphans as fast as they like
+
 Reply = Callable[[dict[str, Any]], None]
 """Takes `{"result": {…}}` or `{"error": {"code": …, "message": …}}`."""
 
@@ -56,6 +58,10 @@ class Loop:
         self._children[child.pid] = child
         self.selector.register(child.pipe, selectors.EVENT_READ, lambda _mask: self._read(child))
 
+    def helpers(self) -> set[int]:
+        """Process ids of those that `help` has started."""
+        return {child.pid for child in self._children.values() if child.helps}
+
     def help(
         self,
         uid: int | None,
@@ -88,7 +94,8 @@ class Loop:
             lost = {"error": {"code": "failed", "message": f"the helper ended before it was done ({how})"}}
             reply(answers[0] if answers else lost)
 
-        self.start(Child(pid, pipe, answers.append, on_exit, time.monotonic() + children.HELPER_SECONDS))
+        deadline = time.monotonic() + children.HELPER_SECONDS
+        self.start(Child(pid, pipe, answers.append, on_exit, deadline, helps=True))
 
     def _kill_overdue(self) -> None:
         now = time.monotonic()
@@ -111,9 +118,13 @@ class Loop:
         with suppress(BlockingIOError):
             os.read(wakeup, 4096)
         with suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                if child := self._children.pop(ended[0], None):
-                    self._end(child, ended[1])
+            for _ in range(MAX_REAPED):
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    return
+                if child := self._children.pop(pid, None):  # else an orphan of a session's
+                    self._end(child, status)
+        signal.raise_signal(signal.SIGCHLD)  # there may be more
 
     def _end(self, child: Child, status: int) -> None:
         while child.pipe >= 0 and _readable(child.pipe):  # what it reported before it ended

@@ -62,12 +62,13 @@ class Pictures:
     """Prepares what a session shows.
 
     Attributes:
+        workspace: where they are saved.
         written: originals that were saved since somebody emptied it; their results name them.
     """
 
     def __init__(self, workspace: str) -> None:
         self.written: set[str] = set()
-        self._workspace = workspace
+        self.workspace = workspace
         self._cells: dict[str, CellPictures] = {}
         self._execution_count = 0
 
@@ -128,7 +129,7 @@ class Pictures:
         stem = f"{FOLDER}/cell-{cell.execution_count}-{number}"
         extension = previews.EXTENSIONS[picture.mime_type]
         try:
-            os.makedirs(f"{self._workspace}/{FOLDER}", exist_ok=True)
+            os.makedirs(f"{self.workspace}/{FOLDER}", exist_ok=True)
             earlier = cell.saved.get(number, "")
             if earlier.endswith(extension):
                 name, mode = earlier, "wb"
@@ -143,12 +144,12 @@ class Pictures:
 
     def _free_name(self, stem: str, extension: str) -> str:
         name, suffix = f"{stem}.{extension}", 2
-        while os.path.lexists(f"{self._workspace}/{name}"):
+        while os.path.lexists(f"{self.workspace}/{name}"):
             name, suffix = f"{stem}_{suffix}.{extension}", suffix + 1
         return name
 
     def _write(self, name: str, mode: str, content: bytes) -> None:
-        path = f"{self._workspace}/{name}"
+        path = f"{self.workspace}/{name}"
         try:
             with open(path, mode) as file:
                 file.write(content)

@@ -75,7 +75,7 @@ def rehearse(path: str) -> None:
         if pid == 0:
             try:
                 launch = kernel.KernelLaunch("rehearsal", b"key", folder, folder, folder, None, None, {}, {})
-                kernel.run(launch, lambda: None, note)
+                kernel.run(launch, lambda: None, started=note)
             finally:
                 os._exit(1)
         if os.waitpid(pid, 0)[1]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from . import PROTOCOL, children, identity, relay
 from .beneath import Refused
+from .branches import BranchRequests
 from .children import Child
 from .config import Config
 from .connections import Connections
@@ -44,13 +45,14 @@ class Server:
         self._leisure = Leisure(_improvements())
         self._due: deque[Callable[[], None]] = deque()
         self._loop = Loop()
-        self._sessions = Sessions(config)
         walls = Walls.here(config.walls, config.internet, config.tcp_ports)
+        self._sessions = Sessions(config, walled=bool(walls.landlock) and config.isolation == "uid")
         transfers = FileRequests(config, self._sessions, self._loop)
         self._connections = Connections(
             self._loop, config.owner, _hello(config, walls, preloaded), self._handle, transfers.unstage_all
         )
         self._kernels = KernelRequests(config, walls, self._sessions, self._loop, self._connections.broadcast)
+        branches = BranchRequests(config, self._sessions, self._loop, self._kernels)
         self._supervisor = Supervisor(config, self._sessions, self._loop, self._kernels.stop)
         self._operations: dict[str, Callable[[dict[str, Any], Reply], None]] = {
             "spawn": self._spawn,
@@ -58,6 +60,10 @@ class Server:
             "kill": self._kernels.kill,
             "clear": self._kernels.clear,
             "list": self._kernels.list,
+            "checkpoint": branches.checkpoint,
+            "rollback": branches.rollback,
+            "branch": branches.branch,
+            "drop": branches.drop,
             "usage": self._kernels.usage,
             "memory": self._kernels.memory,
             "hold": self._hold,
@@ -77,6 +83,7 @@ class Server:
 
     def run(self) -> None:
         """Makes the folders and the control socket, then serves."""
+        identity.adopt_orphans()  # such as forks of kernels
         self._make_folders()
         if self._config.proxy_port:
             self._relay()
@@ -202,6 +209,7 @@ def _hello(config: Config, walls: Walls, preloaded: list[str]) -> dict[str, Any]
         "isolation": config.isolation,
         "capabilities": identity.effective_capabilities(),
         "layers": layers(walls),
+        "branches": True,
         "installs": True,  # whoever takes over a container of an earlier version has to know
     }
 

@@ -81,6 +81,20 @@ class SessionOutStream(OutStream):
             self._latest = parent, self._buffers, self._buffers[frozenset(parent.items())]
         return int(written or 0)
 
+    def revive(self, pub_thread: Any) -> None:
+        """Goes on in a process that was forked from its own, with a thread of IOPub there."""
+        self.pub_thread, self._io_loop, self._master_pid = pub_thread, pub_thread.io_loop, os.getpid()
+        self._buffer_lock, self._pipe = threading.RLock(), threading.Lock()
+        self._buffers.clear()
+        self._sent = {}
+        self._latest = (None, None, None)
+        self._flush_pending = self._subprocess_flush_pending = False
+        self._fid, writer = os.pipe()
+        os.dup2(writer, self._original_stdstream_fd)
+        os.close(writer)
+        self.watch_fd_thread = threading.Thread(target=self._watch_pipe_fd, daemon=True)
+        self.watch_fd_thread.start()
+
     def _begin_as_child(self) -> None:
         """A forked child never flushes by time: OutStream has it send each text at once."""
         self._flush_pending = False

@@ -19,7 +19,7 @@ from .fairness import Fairness
 from .holdings import IN_MEMORY, Held, Holdings
 from .loop import Loop
 from .sessions import Session, Sessions
-from .usage import container_memory, own_memory, processes_by_uid
+from .usage import container_memory, own_memory, processes_by_uid, with_mark
 from .workspaces import Workspaces
 
 TICK_SECONDS = 0.05  # a few processes can fill a gigabyte in half a second
@@ -46,9 +46,10 @@ class Supervisor:
     def __init__(self, config: Config, sessions: Sessions, loop: Loop, stop: Stop) -> None:
         self._config = config
         self._sessions = sessions
+        self._loop = loop
         self._stop = stop
         self._fairness = Fairness(loop, config.processors)
-        self._workspaces = Workspaces(config, loop, partial(stop, empty_memory=False))
+        self._workspaces = Workspaces(config, sessions, loop, partial(stop, empty_memory=False))
         self._used = 0
         self._last = 0.0
         self._resumes = self._next_memory = self._next_files = 0.0
@@ -114,12 +115,14 @@ class Supervisor:
             self._stop(worst, {"what": what, "used": int(amount), "limit": limit}, self._resume, empty_memory=True)
 
     def _look_at_each(self, look: Callable[[Holdings], Held]) -> list[tuple[Held, Session]]:
-        disk, pids = os.stat(self._config.workspace_dir).st_dev, processes_by_uid()
-        return [
-            (look(Holdings(uid, session.pid, pids.get(uid, []), disk, LOOK_SECONDS)), session)
-            for session in self._running()
-            if (uid := session.uid)
-        ]
+        disk, helpers = os.stat(self._config.workspace_dir).st_dev, self._loop.helpers()
+        pids = {uid: [pid for pid in found if pid not in helpers] for uid, found in processes_by_uid().items()}
+        held = []
+        for session in self._running():
+            uid = session.uid or 0
+            own = with_mark(pids.get(uid, []), self._sessions.distinguishing_mark(session))
+            held.append((look(Holdings(uid, own, disk, LOOK_SECONDS)), session))
+        return held
 
     def _resume(self) -> None:
         self._resumes = 0.0

@@ -7,21 +7,26 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+from .identity import mark_of
+
 PAGE = os.sysconf("SC_PAGE_SIZE")
 NO_LIMIT = 1 << 62  # cgroup v1 writes a number near 2**63 for it
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def usage(uid: int | None, group: int | None) -> dict[str, Any]:
+def usage(uid: int | None, group: int | None, mark: int = 0) -> dict[str, Any]:
     """`memory` (bytes; shared pages count in parts: PSS), `cpu_seconds` and number of `processes`; for their user.
 
     Args:
         uid: whose processes; None without isolation, where it is those of the process `group`.
+        mark: only those that have it; 0 is all.
     """
     memory, ticks, count = 0, 0, 0
     for pid, owner in processes():
         with suppress(OSError):  # it has ended meanwhile
-            if pid != os.getpid() and (owner == uid if uid is not None else os.getpgid(pid) == group):
+            if pid == os.getpid() or (mark and mark_of(pid) != mark):
+                continue
+            if owner == uid if uid is not None else os.getpgid(pid) == group:
                 memory += _pss(pid)
                 ticks += sum(ticks_of(pid))
                 count += 1
@@ -80,6 +85,16 @@ def processes_by_uid() -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
     for pid, uid in processes():
         found.setdefault(uid, []).append(pid)
+    return found
+
+
+def with_mark(pids: list[int], mark: int) -> list[int]:
+    """Those that have it; all, if it is 0."""
+    found = []
+    for pid in pids:
+        with suppress(OSError):
+            if not mark or mark_of(pid) == mark:
+                found.append(pid)
     return found
 
 

@@ -37,16 +37,25 @@ class Walls:
             None if tcp_ports is None else tuple(tcp_ports),
         )
 
-    def raise_around(self, own: list[str], sockets: int, shared: str) -> None:
+    def raise_around(self, own: list[str], shared: str) -> None:
         """Restricts this process, which has one thread, and all that it starts; for good. See `landlock.restrict`.
 
         Raises:
             OSError: it could not be done; the process must not become a session.
         """
         if self.landlock:
-            landlock.restrict(own, sockets, os.path.realpath(shared), self.tcp_ports)
+            landlock.restrict(own, os.path.realpath(shared), self.tcp_ports)
         if self.seccomp:
             seccomp.install(self.internet)
+
+    def narrow(self, own: list[str], shared: str) -> None:
+        """Restricts a process that has the walls already, as `raise_around`, to less of what they leave it.
+
+        Raises:
+            OSError: it could not be done: Landlock has 16 layers.
+        """
+        if self.landlock:
+            landlock.restrict(own, os.path.realpath(shared), self.tcp_ports)
 
 
 def layers(walls: Walls) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 from .config import Config
 from .holdings import Holdings
 from .loop import Loop
-from .sessions import Session
-from .usage import processes_by_uid
+from .sessions import Session, Sessions
+from .usage import processes_by_uid, with_mark
 
 STEP = 0.1  # of the limit: so much must have been written, by whomever, since a session was last measured
 MARGIN = 0.05  # of the limit, or of what stays: one file as large is an error of the session (RLIMIT_FSIZE), and no reason to stop it
@@ -22,8 +22,9 @@ Stop = Callable[[Session, dict[str, Any], Callable[[], None]], None]
 class Workspaces:
     """Measures by helpers, one for a session: it takes as long as there are files, and nobody waits for another."""
 
-    def __init__(self, config: Config, loop: Loop, stop: Stop) -> None:
+    def __init__(self, config: Config, sessions: Sessions, loop: Loop, stop: Stop) -> None:
         self._config = config
+        self._sessions = sessions
         self._loop = loop
         self._stop = stop
         self._free: dict[str, int] = {}  # bytes on the disk, when a session was last measured
@@ -46,11 +47,11 @@ class Workspaces:
 
     def _measure(self, session: Session, take: Callable[[Session, int], None]) -> None:
         disk = os.stat(self._config.workspace_dir).st_dev
-        uid = session.uid or 0
+        uid, mark = session.uid or 0, self._sessions.distinguishing_mark(session)
         self._measuring.add(session.session_id)
 
         def work() -> dict[str, Any]:
-            holdings = Holdings(uid, session.pid, processes_by_uid().get(uid, []), disk)
+            holdings = Holdings(uid, with_mark(processes_by_uid().get(uid, []), mark), disk)
             return {"bytes": holdings.on_disk([session.workspace, session.private])}
 
         def finish(message: dict[str, Any]) -> None:

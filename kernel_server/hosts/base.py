@@ -108,6 +108,7 @@ class SessionRecord:
         generation: the kernel's number in the session.
         begun, last_used: monotonic time, which all processes of a machine share until it is started anew.
         submitted: how many cells it has taken.
+        origin: of what it was branched, and its checkpoints: see `sessions.checkpoints`.
         loss: what the next result has to tell of the end of an earlier kernel; "" for nothing.
         lost: that kernel's number.
     """
@@ -120,6 +121,8 @@ class SessionRecord:
     submitted: int
     loss: str
     lost: int = 0
+    origin: dict[str, Any] = field(default_factory=dict)
+    checkpoints: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,31 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a checkpoint has of the workspace: how many files, and how many bytes had to be copied."""
+
+    files: int
+    bytes_copied: int
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What going back to a checkpoint did to files.
+
+    Attributes:
+        changed, removed, created: the first of the paths that were brought back, taken away, or made again.
+        count: of all of them.
+        lost: files that had been open, and could not be opened again.
+    """
+
+    changed: list[str]
+    removed: list[str]
+    created: list[str]
+    count: int
+    lost: list[str]
+
+
+@dataclass(frozen=True)
 class FoundFile:
     """A file of a workspace: its path in it, its size in bytes, when it was modified (seconds since 1970)."""
 
@@ -228,6 +256,37 @@ class KernelHost(Protocol):
 
     async def clear(self, session_id: str) -> None:
         """Ends every process of the session and removes all it owns."""
+
+    async def checkpoint(self, session_id: str, name: str) -> Kept:
+        """Keeps the session's kernel and workspace as they are, under a name of letters and digits.
+
+        Raises:
+            CheckpointError: that is not possible; the message says what stands in the way.
+        """
+
+    async def rollback(self, session_id: str, name: str) -> tuple[Launched, Restored]:
+        """Starts the session's kernel, which has none, as it was at a checkpoint, and brings its files back.
+
+        Raises:
+            CheckpointError: there is no such checkpoint any more.
+        """
+
+    async def branch(self, session_id: str, name: str, branch_id: str) -> Launched:
+        """Starts the kernel of a new session as another session was at a checkpoint, with a copy of its workspace.
+
+        Raises:
+            CheckpointError: that is not possible.
+        """
+
+    async def drop(self, session_id: str, name: str) -> None:
+        """Removes a checkpoint, or gives up one that is on its way."""
+
+    async def checkpoints(self, session_id: str) -> set[str]:
+        """Names of the session's checkpoints that are still there.
+
+        Raises:
+            KernelError: it cannot be told.
+        """
 
     async def usage(self, session_id: str) -> Usage:
         """What the session uses now.

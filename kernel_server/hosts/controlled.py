@@ -16,14 +16,16 @@ from typing import Any, Protocol, TypeVar
 import anyio
 import anyio.to_thread
 
-from kernel_server.errors import FileError, HostLost, KernelError, PackageError
+from kernel_server.errors import CheckpointError, FileError, HostLost, KernelError, PackageError
 from kernel_server.hosts.base import (
     Death,
     Exceeded,
     FoundFile,
     HostDescription,
     InstalledPackage,
+    Kept,
     Launched,
+    Restored,
     SessionRecord,
     Staged,
     Usage,
@@ -46,6 +48,10 @@ MISSING = (
     "needed, then call reset."
 )
 MISREAD = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)  # where an answer has another form
+OUTDATED = (
+    "This session's container was started by an earlier version of kernel-server, which has no checkpoints. Copy out what "
+    "is needed and call reset, then init, for one that has."
+)
 _RECORD = re.compile(r"session-([0-9a-z]+)")
 
 T = TypeVar("T")
@@ -149,6 +155,42 @@ class ControlledHost:
     async def kernels(self) -> dict[str, Death | int]:
         self._oom_kills, kernels = await self._kernel_request("list", _kernels)
         return kernels
+
+    async def checkpoint(self, session_id: str, name: str) -> Kept:
+        return await self._checkpoint_request("checkpoint", _kept, session_id=session_id, checkpoint=name)
+
+    async def rollback(self, session_id: str, name: str) -> tuple[Launched, Restored]:
+        def read(told: dict[str, Any]) -> tuple[Launched, Restored]:
+            return self._launched(told), _restored(told)
+
+        return await self._checkpoint_request("rollback", read, session_id=session_id, checkpoint=name)
+
+    async def branch(self, session_id: str, name: str, branch_id: str) -> Launched:
+        return await self._checkpoint_request(
+            "branch", self._launched, session_id=session_id, checkpoint=name, branch=branch_id
+        )
+
+    async def drop(self, session_id: str, name: str) -> None:
+        await self._kernel_request("drop", dict, session_id=session_id, checkpoint=name)
+
+    async def checkpoints(self, session_id: str) -> set[str]:
+        def read(told: dict[str, Any]) -> set[str]:
+            return {
+                str(name)
+                for found in told["sessions"]
+                if found["session_id"] == session_id
+                for name in found.get("checkpoints", ())
+            }
+
+        return await self._kernel_request("list", read)
+
+    async def _checkpoint_request(self, op: str, read: Callable[[dict[str, Any]], T], **arguments: Any) -> T:
+        if not self._control.hello.get("branches"):
+            raise CheckpointError(OUTDATED)
+        try:
+            return await self._ask(op, read, **arguments)
+        except (ControlRefused, ControlFailed) as error:
+            raise CheckpointError(str(error)) from error
 
     async def usage(self, session_id: str) -> Usage:
         return await self._kernel_request("usage", _usage, session_id=session_id)
@@ -319,6 +361,16 @@ def _kernels(told: dict[str, Any]) -> tuple[int, dict[str, Death | int]]:
 
 def _usage(told: dict[str, Any]) -> Usage:
     return Usage(int(told["memory"]), float(told["cpu_seconds"]), int(told["processes"]))
+
+
+def _kept(told: dict[str, Any]) -> Kept:
+    return Kept(int(told["files"]), int(told["bytes_copied"]))
+
+
+def _restored(told: dict[str, Any]) -> Restored:
+    files = told["files"]
+    changed, removed, created = ([str(path) for path in files[kind]] for kind in ("changed", "removed", "created"))
+    return Restored(changed, removed, created, int(files["count"]), [str(path) for path in told["lost"]])
 
 
 def _is_short(told: dict[str, Any]) -> bool:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import anyio
 import zmq.asyncio
 
-from kernel_server.errors import EngineError, KernelError
-from kernel_server.hosts.base import Death, KernelHost, Launched, SessionRecord
+from kernel_server.errors import CheckpointError, EngineError, KernelError
+from kernel_server.hosts.base import Death, KernelHost, Launched, Restored, SessionRecord
 from kernel_server.kernels.connection import KernelConnection, connect_kernel
 from kernel_server.kernels.outputs import Outputs
+from kernel_server.sessions.checkpoints import Checkpoints
 from kernel_server.sessions.results import explain_death, explain_loss
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,15 @@ class Life:
         self.ended.set()
 
 
+@dataclass
+class _Return:
+    """To a checkpoint: what it did to files, or why it failed."""
+
+    name: str
+    restored: Restored | None = None
+    failure: str = ""
+
+
 @dataclass(frozen=True)
 class Loss:
     """The end of a kernel of which no result has told yet."""
@@ -72,13 +82,23 @@ class Lives:
     """Keeps a kernel ready for a session; `keep` is its task.
 
     Attributes:
+        checkpoints: to which the session can go back.
         workspace: the session's folder as its kernels see it; "" before the first of them.
         loss: what the next result has to tell.
         late: what was put out after the end of the cell that did it.
     """
 
-    def __init__(self, session_id: str, host: KernelHost, context: zmq.asyncio.Context, *, warm: bool = False) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        host: KernelHost,
+        context: zmq.asyncio.Context,
+        checkpoints: Checkpoints,
+        *,
+        warm: bool = False,
+    ) -> None:
         self.workspace = ""
+        self.checkpoints = checkpoints
         self.loss: Loss | None = None
         self.late = Outputs()
         self._session_id = session_id
@@ -88,6 +108,8 @@ class Lives:
         self._life = Life(1)
         self._identity = session_id.encode()
         self._last_death: Death | None = None
+        self._forked = False
+        self._return: _Return | None = None
         self._wanted = anyio.Event()
         self._end = anyio.Event()
 
@@ -108,6 +130,11 @@ class Lives:
         if record.lost != record.generation:  # the end of this one is news
             self._lose(found if isinstance(found, Death) else None)
         self._life = Life(record.generation + 1)
+
+    def begin_as(self, launched: Launched) -> None:
+        """The first kernel is a fork of another session's, before `keep`."""
+        self._life.launched, self._forked = launched, True
+        self.workspace = launched.workspace
 
     def lose(self, text: str) -> None:
         """The next result has to tell that, if there is nothing worse to tell."""
@@ -134,13 +161,15 @@ class Lives:
     async def _serve_one(self) -> None:
         life = self._life
         try:
-            resume = life.launched is not None
+            forked = self._forked or self._return is not None
+            resume = life.launched is not None and not forked
+            self._forked = False
             launched = life.launched = life.launched or await self._spawn(life)
             self.workspace = launched.workspace
             life.spawned.set()
-            spare = self._warm and life.generation == 1
+            serving = forked or (self._warm and life.generation == 1)
             async with connect_kernel(
-                self._context, launched.connection, self.late, life.dead, self._identity, resume=resume, serving=spare
+                self._context, launched.connection, self.late, life.dead, self._identity, resume=resume, serving=serving
             ) as kernel:
                 life.kernel = kernel
                 if self._last_death is not None and self._last_death.pid == life.pid:
@@ -148,7 +177,8 @@ class Lives:
                 life.ready.set()
                 await first(life.dead, self._end)
                 if not self._end.is_set():
-                    await kernel.drain()
+                    if self._return is None:
+                        await kernel.drain()
                     life.end(self._last_death)
         except (KernelError, EngineError) as error:
             logger.info("session %s: no kernel: %s", self._session_id, error)  # callers are told
@@ -165,6 +195,14 @@ class Lives:
             life.succeeded.set()
 
     async def _spawn(self, life: Life) -> Launched:
+        if self._return is not None:
+            try:
+                launched, self._return.restored = await self._host.rollback(self._session_id, self._return.name)
+            except (CheckpointError, EngineError) as error:
+                self._return.failure = str(error)
+                self._lose(None)
+            else:
+                return launched
         if life.generation > 1:  # what the last kernel started must not live on beside a fresh one
             await self._host.kill(self._session_id)
         return await self._host.spawn(self._session_id, warm=self._warm and life.generation == 1)
@@ -205,14 +243,39 @@ class Lives:
         """The kernel host reports that a kernel of this session has ended."""
         self._last_death = death
         if death.pid == self._life.pid and not self._life.dead.is_set():
-            self._lose(death)
+            if self._return is None:
+                self._lose(death)
             self._life.dead.set()
 
     def _lose(self, death: Death | None) -> None:
         """The present kernel is gone: the next result tells of that, and not of those before it."""
         cause = explain_death(death, False, self._host.description.memory)
-        text = f"Since the last call: {cause} {explain_loss(self.generation + 1)}"
+        text = f"Since the last call: {cause} {self.explain_loss(self.generation)}"
         self.loss = Loss(self.generation, text)
+
+    def explain_loss(self, generation: int) -> str:
+        """What the end of the kernel of that number means."""
+        return explain_loss(generation + 1, self.checkpoints.advice)
+
+    async def roll_back(self, name: str) -> Restored:
+        """Replaces the present kernel by what it was at a checkpoint.
+
+        Raises:
+            CheckpointError: that did not work. There is a fresh kernel then, and the next result tells of it.
+            KernelError, EngineError: there is no kernel.
+        """
+        await self.current()
+        self._return = _Return(name)
+        life, returning = self._life, self._return
+        try:
+            await self._host.kill(self._session_id)
+            await first(life.succeeded, self._end)
+            await self.current()
+        finally:
+            self._return = None
+        if returning.restored is None:
+            raise CheckpointError(f"The checkpoint could not be brought back: {returning.failure}")
+        return returning.restored
 
     async def kill(self) -> None:
         """Ends every process of the session; what is killed is told by `on_death`."""

@@ -29,6 +29,7 @@ from kernel_server.errors import (
 )
 from kernel_server.hosts.base import Death, KernelHost, KernelHosts, SessionRecord
 from kernel_server.kernels.connection import zmq_context
+from kernel_server.sessions.checkpoints import Checkpoint, Checkpoints, Origin
 from kernel_server.sessions.fleet import Fleet, OnWait
 from kernel_server.sessions.pool import Pool
 from kernel_server.sessions.session import Session
@@ -48,7 +49,7 @@ SWEEP_SECONDS = 3600.0
 class Limits:
     """TTL in seconds, how many sessions there may be, spare ones, and how many in one kernel host (0: all).
 
-    With `keep`, sessions are left to a later server. `notebook_ttl` is how long journals are kept, in seconds.
+    `checkpoints` and `automatic_checkpoints` are how many of each a session may have. With `keep`, sessions are left to a later server. `notebook_ttl` is how long journals are kept, in seconds.
     """
 
     ttl: float
@@ -56,6 +57,8 @@ class Limits:
     spare: int = 0
     per_host: int = 0
     keep: bool = False
+    checkpoints: int = 8
+    automatic_checkpoints: int = 0
     notebook_ttl: float = math.inf
 
 
@@ -102,7 +105,7 @@ class Registry:
         return await self._fleet.any(on_wait)
 
     def _go_on(self, host: KernelHost, record: SessionRecord, found: Death | int) -> None:
-        session = Session(record.session_id, host, self._context, self.journals.journal(record.session_id))
+        session = self._session(record.session_id, host)
         session.go_on(record, found)
         self._sessions[record.session_id] = session
         self.on_change()
@@ -193,9 +196,7 @@ class Registry:
             KernelServerError: the container or the kernel did not start.
         """
         await self._takeover.complete.wait()
-        if len(self._sessions) + self._opening >= self.limits.maximum:
-            idle = sorted(((s.idle_seconds, s.session_id) for s in self._sessions.values()), reverse=True)
-            raise SessionLimit(self.limits.maximum, [(name, seconds) for seconds, name in idle if seconds > 0])
+        self._check_room(1)
         self._opening += 1
         try:
             session = self._pool.take() or self._make(await self._fleet.place(on_wait))
@@ -211,11 +212,69 @@ class Registry:
         self._pool.refill()
         return session
 
+    def _check_room(self, count: int) -> None:
+        if len(self._sessions) + self._opening + count > self.limits.maximum:
+            idle = sorted(((s.idle_seconds, s.session_id) for s in self._sessions.values()), reverse=True)
+            raise SessionLimit(self.limits.maximum, [(name, seconds) for seconds, name in idle if seconds > 0])
+
     def _make(self, host: KernelHost, *, warm: bool = False) -> Session:
-        session_id = secrets.token_hex(16)  # 128 bits: the id is all that a client needs to use the session
-        session = Session(session_id, host, self._context, self.journals.journal(session_id), warm=warm)
+        session = self._session(_new_id(), host, warm=warm)
         self._tasks.start_soon(self._run_session, session)
         return session
+
+    def _session(self, session_id: str, host: KernelHost, *, warm: bool = False) -> Session:
+        checkpoints = Checkpoints(self.limits.checkpoints, self.limits.automatic_checkpoints)
+        journal = self.journals.journal(session_id)
+        return Session(session_id, host, self._context, journal, checkpoints=checkpoints, warm=warm)
+
+    async def branch(
+        self, session_id: str, checkpoint: str, count: int, wait: float
+    ) -> tuple[Checkpoint, list[Session]]:
+        """New sessions that are what another one is, or was at a checkpoint; all of them, or none.
+
+        Args:
+            wait: at most so many seconds for the cells of that session that were sent before.
+
+        Raises:
+            SessionLimit: there would be more than allowed.
+            CheckpointError: it cannot be branched.
+            SessionError, KernelServerError: as `find` and `Session.checkpoint`.
+        """
+        origin = await self.find(session_id)
+        async with origin.branching(checkpoint, wait) as point:
+            self._check_room(count)
+            self._opening += count
+            branches: list[Session] = []
+            try:
+                while len(branches) < count:
+                    branches.append(await self._branch(origin, point))
+                for branch in branches:
+                    await branch.wait_ready()
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    for branch in branches:
+                        await self._end(branch, SessionClosed(branch.session_id, "a failed start"), clear=True)
+                raise
+            finally:
+                self._opening -= count
+        for branch in branches:
+            branch.remember()
+        self.on_change()
+        return point, branches
+
+    async def _branch(self, origin: Session, point: Checkpoint) -> Session:
+        branch = self._session(_new_id(), origin.host)
+        launched = await origin.host.branch(origin.session_id, point.name, branch.session_id)
+        self._fleet.enter(origin.host)
+        branch.begin_as(launched, Origin(origin.session_id, point.execution_count))
+        try:
+            branch.journal.begin_with(origin.journal, point.journaled)
+        finally:
+            self._sessions[branch.session_id] = branch
+            self._tasks.start_soon(self._run_session, branch)
+        place = f"after In [{point.execution_count}]" if point.execution_count else "before its first cell"
+        branch.remark(f"*Branched from session `{origin.session_id}`, {place}: what follows ran here alone.*")
+        return branch
 
     async def _start_spare(self) -> Session:
         session = self._starting = self._make(await self._fleet.place(), warm=True)
@@ -359,6 +418,10 @@ class Registry:
                 if session.idle_seconds > self.limits.ttl:
                     logger.info("session %s expired", session.session_id)
                     await self._end(session, SessionExpired(session.session_id, self.limits.ttl), clear=True)
+
+
+def _new_id() -> str:
+    return secrets.token_hex(16)  # 128 bits: the id is all that a client needs to use the session
 
 
 @asynccontextmanager

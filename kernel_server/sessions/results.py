@@ -125,9 +125,14 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def explain_loss(generation: int) -> str:
-    """What a death means for the session that has kernel `generation` now."""
+def explain_loss(generation: int, remedy: str) -> str:
+    """What a death means for the session that has kernel `generation` now.
+
+    Args:
+        remedy: how to have them back; "" is to run cells again.
+    """
     return (
         "All variables, imports and background processes of this session are gone; the files in its workspace and "
-        f"its notebook are kept. A fresh kernel is ready (generation {generation}): run the cells you need again."
+        f"its notebook are kept. A fresh kernel is ready (generation {generation}): "
+        + (remedy or "run the cells you need again.")
     )

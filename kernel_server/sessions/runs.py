@@ -19,7 +19,7 @@ from kernel_server.kernels.executions import Execution
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.sessions.jobs import Job
 from kernel_server.sessions.lives import KILL_SECONDS, Life, Lives
-from kernel_server.sessions.results import CellResult, Status, explain_death, explain_error, explain_loss
+from kernel_server.sessions.results import CellResult, Status, explain_death, explain_error
 from kernel_server.transcripts.journal import Journal, JournaledCell
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class Runner:
         if stopped:
             cause = "The cell did not react to being interrupted, so its kernel was killed."
         result.status = stopped or "died"
-        result.notes.append(f"{cause} {explain_loss(life.generation + 1)}")
+        result.notes.append(f"{cause} {self.lives.explain_loss(life.generation)}")
         if self.lives.loss is not None and self.lives.loss.generation < life.generation:
             result.notes.insert(0, self.lives.loss.text)
 

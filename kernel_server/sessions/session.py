@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 
@@ -14,11 +15,12 @@ import anyio
 import zmq.asyncio
 from anyio.abc import TaskGroup
 
-from kernel_server.errors import EngineError, FileError, KernelError, SessionError
-from kernel_server.hosts.base import Death, KernelHost, SessionRecord, Usage
+from kernel_server.errors import CheckpointError, EngineError, FileError, KernelError, SessionError
+from kernel_server.hosts.base import Death, Kept, KernelHost, Launched, Restored, SessionRecord, Usage
 from kernel_server.kernels.changes import Look
 from kernel_server.kernels.executions import END_OF_INPUT
 from kernel_server.kernels.outputs import Outputs
+from kernel_server.sessions.checkpoints import Checkpoint, Checkpoints, Origin
 from kernel_server.sessions.jobs import TITLE_CHARACTERS, Job
 from kernel_server.sessions.lives import Life, Lives, Loss, first
 from kernel_server.sessions.results import Cell, CellResult
@@ -29,6 +31,9 @@ from kernel_server.transcripts.journal import Journal, JournaledCell
 logger = logging.getLogger(__name__)
 
 CLEAR_SECONDS = 30.0
+CHECKPOINT_SECONDS = 50.0  # most of it for a copy of many files
+DROP_SECONDS = 5.0
+NOW = "now"  # name of the checkpoint that branches are made from where none is named
 PROGRESS_SECONDS = 4.0  # between two notifications; clients count silence as a hang
 MAX_UNCOLLECTED = 5  # outcomes that are kept for somebody to call `wait`
 RESUME_SECONDS = 10.0  # until a kernel that another server had has told what it is doing
@@ -58,6 +63,8 @@ class Session:
     Attributes:
         session_id: unguessable handle (128 bits).
         host: where its kernels are.
+        checkpoints: to which it can go back.
+        origin: of what it was branched, if it was.
         begun: monotonic time of its start.
         last_used: monotonic time of the end of the last call.
     """
@@ -69,6 +76,7 @@ class Session:
         context: zmq.asyncio.Context,
         journal: Journal,
         *,
+        checkpoints: Checkpoints,
         warm: bool = False,
     ) -> None:
         self.session_id = session_id
@@ -83,7 +91,11 @@ class Session:
         self._measuring = anyio.Lock()
         self._usage: Usage | None = None
         self._measured = 0.0
-        self._lives = Lives(session_id, host, context, warm=warm)
+        self.checkpoints = checkpoints
+        self.origin: Origin | None = None
+        self._execution_count = 0  # of the last cell
+        self._unkept = ""  # why there was no automatic checkpoint, as it was told last
+        self._lives = Lives(session_id, host, context, checkpoints, warm=warm)
         self._runner = Runner(session_id, host, self._lives, journal)
         self._remembered = 0  # the generation that was written down last, and when that was
         self._written = 0.0
@@ -119,7 +131,14 @@ class Session:
         self._resumed = anyio.Event()
         self._remembered = record.generation
         self.begun, self.last_used, self._submitted = record.begun, record.last_used, record.submitted
+        self.origin = Origin(**record.origin) if record.origin else None
+        self.checkpoints.restore(record.checkpoints)
         self._lives.go_on(record, found)
+
+    def begin_as(self, launched: Launched, origin: Origin) -> None:
+        """Goes on from a checkpoint of another session, before `run`."""
+        self.origin, self._execution_count = origin, origin.execution_count
+        self._lives.begin_as(launched)
 
     def remember(self) -> None:
         """From now on a later server could go on with it."""
@@ -141,6 +160,8 @@ class Session:
             submitted=self._submitted,
             loss=loss.text,
             lost=loss.generation,
+            origin=asdict(self.origin) if self.origin else {},
+            checkpoints=self.checkpoints.records,
         )
         try:
             self.host.remember(record)
@@ -225,6 +246,125 @@ class Session:
     async def wait_ready(self) -> None:
         """Waits until its kernel answers; raises as `wait_spawned`."""
         await self._current_life()
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    async def checkpoint(self, label: str, wait: float) -> tuple[Checkpoint, Kept, list[Checkpoint]]:
+        """Keeps the session as it is between two cells; returns also those for which there is no room any more.
+
+        Args:
+            wait: at most so many seconds for the cells that were sent before.
+
+        Raises:
+            CheckpointError: it cannot be kept, or a cell is still running.
+            KernelError, EngineError: there is no kernel.
+        """
+        async with self._between_cells(wait):
+            checkpoint = self.checkpoints.new(label, self._execution_count, self.journal.size)
+            kept = await self._keep(checkpoint.name)
+            dropped = self.checkpoints.add(checkpoint)
+            self._remember()
+        await self._drop(dropped)
+        return checkpoint, kept, dropped
+
+    async def _keep(self, name: str) -> Kept:
+        await self._current_life()
+        try:
+            with anyio.fail_after(CHECKPOINT_SECONDS):
+                return await self.host.checkpoint(self.session_id, name)
+        except TimeoutError:
+            await self._forget(name)
+            raise CheckpointError(f"The kernel did not fork within {CHECKPOINT_SECONDS:g} s. {UNREACHABLE}") from None
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(DROP_SECONDS, shield=True):
+                await self._forget(name)
+            raise
+
+    async def _keep_automatically(self) -> str:
+        """Makes a checkpoint before a cell, if that is wanted; returns why there is none, if that is news."""
+        if not self.checkpoints.keep_automatic:
+            return ""
+        checkpoint = self.checkpoints.new("", self._execution_count, self.journal.size, automatic=True)
+        try:
+            if checkpoint.name in {one.name for one in self.checkpoints}:  # the same cell, after a rollback
+                self.checkpoints.remove(checkpoint.name)
+                await self._forget(checkpoint.name)
+            await self._keep(checkpoint.name)
+        except (CheckpointError, KernelError, EngineError) as error:
+            news = str(error) if str(error) != self._unkept else ""
+            self._unkept = str(error)
+            return news and f"There is no checkpoint before this cell. {news}"
+        self._unkept = ""
+        await self._drop(self.checkpoints.add(checkpoint))
+        return ""
+
+    async def _drop(self, checkpoints: list[Checkpoint]) -> None:
+        for checkpoint in checkpoints:
+            await self._forget(checkpoint.name)
+
+    async def _forget(self, name: str) -> None:
+        with suppress(KernelError, EngineError):
+            await self.host.drop(self.session_id, name)
+
+    async def roll_back(self, wanted: str, wait: float) -> tuple[Checkpoint, Restored]:
+        """Makes the session what it was at a checkpoint, with a new generation; raises as `checkpoint`."""
+        async with self._between_cells(wait):
+            checkpoint = self.checkpoints.find(wanted)
+            await self._check(checkpoint)
+            restored = await self._lives.roll_back(checkpoint.name)
+            self._execution_count, self._lives.loss = checkpoint.execution_count, None
+            text = f"*Rolled back to checkpoint {checkpoint.described}: variables and files are what they were then.*"
+            self.remark(text)
+            self._remember()
+        return checkpoint, restored
+
+    async def _check(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.name not in await self.host.checkpoints(self.session_id):
+            self.checkpoints.remove(checkpoint.name)
+            raise CheckpointError(
+                f"Checkpoint {checkpoint.described} is gone: its process has ended. The session is as it was before."
+            )
+
+    @asynccontextmanager
+    async def branching(self, wanted: str, wait: float) -> AsyncIterator[Checkpoint]:
+        """A checkpoint to branch from: the one that is wanted, or ("") one of this moment, for the length of the block."""
+        async with self._between_cells(wait):
+            if wanted:
+                checkpoint = self.checkpoints.find(wanted)
+                await self._check(checkpoint)
+                yield checkpoint
+                return
+            checkpoint = Checkpoint(NOW, "", self._execution_count, self.journal.size, "")
+            await self._keep(NOW)
+            try:
+                yield checkpoint
+            finally:
+                with anyio.move_on_after(DROP_SECONDS, shield=True):
+                    await self._forget(NOW)
+
+    @asynccontextmanager
+    async def _between_cells(self, wait: float) -> AsyncIterator[None]:
+        async with self.in_use():
+            acquired = False
+            with anyio.move_on_after(wait):
+                await self._turn.acquire()
+                acquired = True
+            if not acquired:
+                raise CheckpointError(
+                    f"A cell has been running for longer than {wait:g} s. Nothing was done. Call wait for it, or interrupt it."
+                )
+            try:
+                self.check_open()
+                yield
+            finally:
+                self._turn.release()
+
+    def remark(self, text: str) -> None:
+        """Records, as Markdown, what happened between two cells."""
+        now = datetime.now(timezone.utc)
+        cell = JournaledCell(text, Outputs(), 0, "ok", self.generation, now, now, remark=True)
+        with suppress(FileError):
+            self.journal.append(cell)
 
     # -- cells -----------------------------------------------------------------------------------------------------
 
@@ -364,6 +504,8 @@ class Session:
             self._remember()
         if job.stopped:
             return CellResult(self.session_id, "interrupted", Outputs(), 0, life.generation, 0.0, [NEVER_STARTED])
+        if news := await self._keep_automatically():
+            job.notes.append(news)
         job.begun, job.started = datetime.now(timezone.utc), time.monotonic()
         return await self._finish(life, job)
 
@@ -371,6 +513,7 @@ class Session:
         stopped = await self._runner.execute(life, job)
         self.check_open()
         result = await self._runner.result(life, job, stopped)
+        self._execution_count = 0 if result.status == "died" else result.execution_count or self._execution_count
         if not journaled:
             record(self.journal, job, result)
         return result

@@ -31,6 +31,6 @@ async def cell_text(registry: Registry, session_id: str, execution_count: int) -
 def _find(journal: Journal, execution_count: int) -> dict[str, Any] | None:
     found = None
     for record in journal.cells():
-        if execution_count in (0, record["execution_count"]):
+        if not record.get("remark") and execution_count in (0, record["execution_count"]):
             found = record
     return found

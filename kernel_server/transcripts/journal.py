@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -42,6 +43,7 @@ class JournaledCell:
         begun, ended: wall time, UTC.
         notes: what was said beside the outputs.
         msg_id: of its `execute_request`.
+        remark: it is no cell, but what happened between two, as Markdown in `source`.
     """
 
     source: str
@@ -53,6 +55,7 @@ class JournaledCell:
     ended: datetime
     notes: list[str] = field(default_factory=list)
     msg_id: str = ""
+    remark: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Journal:
             "ended": cell.ended.isoformat(),
             "notes": cell.notes,
             "msg_id": cell.msg_id,
+            **({"remark": True} if cell.remark else {}),
             "outputs": [notebook_output(output) for output in cell.outputs.items],
         }
         try:
@@ -123,6 +127,30 @@ class Journal:
             _write_all(descriptor, line)
         finally:
             os.close(descriptor)
+        self._written.add(self.path)
+
+    @property
+    def size(self) -> int:
+        """Bytes that it has so far."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    def begin_with(self, other: Journal, size: int) -> None:
+        """Takes the first bytes of another session's journal, before anything else.
+
+        Raises:
+            FileError: the disk is full.
+        """
+        if not size:
+            return
+        try:
+            with open(other.path, "rb") as source, open(self.path, "xb", opener=_private) as target:
+                shutil.copyfileobj(_Limited(source, size), target)
+        except OSError as error:
+            self.path.unlink(missing_ok=True)
+            raise FileError(f"What ran before cannot be copied in {self.path.parent}: {error.strerror}.") from error
         self._written.add(self.path)
 
     def last(self) -> LastLines:
@@ -155,6 +183,23 @@ class Journal:
             return
         except OSError as error:
             raise FileError(f"What ran cannot be read from {self.path.parent}: {error.strerror}.") from error
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+class _Limited:
+    """The beginning of a file, to be read."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._left = size
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._file.read(min(size, self._left))
+        self._left -= len(data)
+        return data
 
 
 def _last_lines(file: BinaryIO, count: int) -> list[bytes]:

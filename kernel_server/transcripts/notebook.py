@@ -49,6 +49,10 @@ def make_notebook(cells: Iterable[dict[str, Any]], session_id: str, python: str)
     )
     generation = 1
     for number, record in enumerate(cells):
+        if record.get("remark"):
+            generation = record["generation"]
+            notebook.cells.append(v4.new_markdown_cell(encodable(record["source"]), id=f"remark-{number}"))
+            continue
         if record["generation"] != generation:
             generation = record["generation"]
             text = f"*A fresh kernel (generation {generation}) starts here: variables of the cells above are gone.*"

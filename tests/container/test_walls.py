@@ -190,12 +190,12 @@ def test_files_beyond_its_own_are_out_of_reach(monkeypatch: pytest.MonkeyPatch) 
     """H4: own folders with all rights, the system to read, nothing else; also for root, to whom no mode means anything."""
     monkeypatch.setattr(landlock, "NOT_SYSTEM", (*landlock.NOT_SYSTEM, "var"))
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, socket.socket(socket.AF_UNIX) as listener:
-        own, sockets, other = folders(Path(folder))
+        own, shared, other = folders(Path(folder))
         listener.bind(ABSTRACT)
         listener.listen()
 
         def tried() -> dict[str, int]:
-            landlock.restrict([str(own)], os.open(sockets, os.O_PATH), str(sockets), None)
+            landlock.restrict([str(own)], str(shared), None)
             return outcome(own, other)
 
         allowed = dict.fromkeys(("write its own", "make a folder", "read the system", "use a device"), 0)
@@ -234,13 +234,13 @@ def _connect() -> None:
 )
 def test_tcp_is_that_which_was_allowed(tmp_path: Path, ports: Any, connects: int, binds: int) -> None:
     """H4: no TCP at all, that to one port only, or any; the first case is the control."""
-    own, sockets, _ = folders(tmp_path)
+    own, _, _ = folders(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = listener.getsockname()
         allowed = (address[1],) if ports == "it" else ports
 
         def tried() -> list[int]:
-            landlock.restrict([str(own)], os.open(sockets, os.O_PATH), str(own), allowed)
+            landlock.restrict([str(own)], str(own), allowed)
             return [
                 error_of(lambda: socket.create_connection(address, timeout=5).close()),
                 error_of(lambda: socket.create_server(("127.0.0.1", 0)).close()),
@@ -256,8 +256,6 @@ def test_process_with_threads_is_not_taken_for_restricted(tmp_path: Path) -> Non
         import threading
 
         threading.Thread(target=threading.Event().wait, daemon=True).start()
-        Walls(seccomp=False, landlock=1, internet="none", tcp_ports=()).raise_around(
-            [str(tmp_path)], os.open(tmp_path, os.O_PATH), "/"
-        )
+        Walls(seccomp=False, landlock=1, internet="none", tcp_ports=()).raise_around([str(tmp_path)], "/")
 
     assert "threads that run already" in in_child(tried)

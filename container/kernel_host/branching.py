@@ -1,0 +1,335 @@
+"""How one kernel becomes two: between two cells it is forked. The child stands still, as a checkpoint, with all that the
+kernel had in memory, of which nothing is copied until one of the two changes it; forks of the checkpoint become kernels.
+
+A fork has one thread, and shares its descriptors: what would not survive that is named and refused: `obstacles`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from zmq.eventloop.zmqstream import ZMQStream
+
+from . import descriptors, identity, obstacles, pools, snapshots
+from .beneath import Refused
+from .lines import Line, Received
+from .restoring import Restored
+from .text import sendable
+
+if TYPE_CHECKING:
+    from .kernel import KernelLaunch, SessionKernelApp
+
+REPARENT_SECONDS = 0.0002
+TURN_SECONDS = 1.0  # the server sends nothing meanwhile; the end of what it has sent before may be on its way
+STORE = "checkpoints"  # in the private folder of a session
+MAX_LISTED, MAX_PATH = 20, 500
+OLD = "Checkpoints need Python 3.11 or newer in the image."
+BUSY = "A cell is running; wait for its end, or interrupt it."
+
+
+@dataclass
+class Member:
+    """A kernel that can be forked: who it is, and what belongs to it itself."""
+
+    launch: KernelLaunch
+    line: Line
+    own: obstacles.Own
+    asked: list[Received] = field(default_factory=list)
+
+    @property
+    def store(self) -> str:
+        """Where the files of its checkpoints are."""
+        return f"{self.launch.private}/{STORE}"
+
+
+# What a fork has from the process that it was forked from, and must not touch: nothing in it is ever freed.
+_PAST: list[Any] = []
+
+
+def serve(app: SessionKernelApp, launch: KernelLaunch, line: Line | None) -> None:
+    """Serves until the kernel is told to exit; whenever the kernel host asks for a checkpoint, forks."""
+    app.kernel.start()
+    if line is None:
+        _run(app)
+        return
+    member = Member(launch, line, obstacles.Own.here(app.kernel.io_loop.asyncio_loop))
+    while True:
+        _run(app, member)
+        if not member.asked:
+            return
+        become = _checkpoint(app, member, member.asked.pop())
+        if become is not None:  # we are the fork of a checkpoint
+            member = _revive(app, member, become)
+
+
+def _run(app: SessionKernelApp, member: Member | None = None) -> None:
+    """Serves requests until the kernel exits, or a checkpoint is asked for."""
+    io_loop: Any = app.kernel.io_loop
+    app.io_loop, loop = io_loop, io_loop.asyncio_loop
+    waiting: set[asyncio.Task[None]] = set()
+
+    def ask() -> None:
+        assert member is not None
+        try:
+            received = member.line.receive()
+        except (OSError, ValueError):
+            return
+        if received is None:  # the kernel host has ended, and we shall in a moment
+            loop.remove_reader(member.line.fileno())
+        else:
+            waiting.add(loop.create_task(stop(member, received)))
+
+    async def stop(member: Member, received: Received) -> None:
+        try:
+            await asyncio.wait_for(app.kernel.turn.acquire(), TURN_SECONDS)
+        except asyncio.TimeoutError:
+            _refuse(received, [BUSY])
+            return
+        member.asked.append(received)
+        app.io_loop.stop()
+        app.kernel.turn.release()
+
+    if member is not None:
+        loop.add_reader(member.line.fileno(), ask)
+    try:
+        with suppress(KeyboardInterrupt):  # as IPKernelApp.start
+            app.io_loop.start()
+    finally:
+        if member is not None and member.line.fileno() >= 0:
+            loop.remove_reader(member.line.fileno())
+
+
+def _refuse(asked: Received, reasons: list[str]) -> None:
+    """Answers in place of a checkpoint."""
+    for descriptor in asked.descriptors:
+        line = Line.of(descriptor)
+        with suppress(OSError):
+            line.send({"refused": [reason[:500] for reason in reasons[:MAX_LISTED]]})
+        line.close()
+
+
+def _checkpoint(app: SessionKernelApp, member: Member, asked: Received) -> Received | None:
+    """Forks a checkpoint, and returns None; in a fork of that, what it is to become."""
+    launch = member.launch
+    if app.shell_channel_thread is None:
+        _refuse(asked, [OLD])
+        return None
+    sys.stdout.flush()
+    sys.stderr.flush()
+    answers = {(status.st_dev, status.st_ino) for status in map(os.fstat, asked.descriptors)}
+    own = replace(member.own, kept=member.own.kept._replace(descriptors=member.own.kept.descriptors | answers))
+    found = obstacles.find(own, launch.run_dir, launch.workspace, launch.private, app.kernel.io_loop.asyncio_loop)
+    if found:
+        _refuse(asked, found)
+        return None
+    unpaused = pools.quieten()
+    answer = Line.of(asked.descriptors[0])
+    if not fork_apart():
+        threads = pools.native_threads(member.own.native, unpaused)
+        with suppress(OSError):
+            answer.send({"forked": [], "refused": threads} if threads else {"forked": []})
+        answer.close()
+        return None
+    _leave(member, answer)
+    return _stand_still(member, answer, asked.message)
+
+
+def fork_apart() -> bool:
+    """Forks a child that is not ours but the kernel host's, which learns of its end; True in it.
+
+    It leads a process group. Its random numbers go on as ours would have: Python seeds them anew in a fork.
+    """
+    state = random.getstate()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, about which we know
+        middle = os.fork()
+        if middle:
+            os.waitpid(middle, 0)
+            return False
+        parent = os.getpid()
+        if os.fork():
+            os._exit(0)
+    while os.getppid() == parent:
+        time.sleep(REPARENT_SECONDS)
+    os.setsid()
+    random.setstate(state)
+    return True
+
+
+def _leave(member: Member, answer: Line) -> None:
+    """Lets go of what belongs to the kernel that we were forked from: its server must see that close with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{descriptor}")
+            status = os.fstat(descriptor)
+            its_own = target.startswith("pipe:") and (status.st_dev, status.st_ino) in member.own.kept.descriptors
+            if descriptor != answer.fileno() and (its_own or target.startswith(("socket:", "anon_inode:"))):
+                os.close(descriptor)
+    # The kernel goes on reading and writing where it was: places in files are common to a process and its fork.
+    descriptors.reopen({folder: folder for folder in (member.launch.workspace, member.launch.private)})
+
+
+def _stand_still(member: Member, answer: Line, asked: dict[str, Any]) -> Received:
+    """Keeps memory and files as they are; returns only in a fork that is to become a kernel."""
+    launch, name = member.launch, str(asked["checkpoint"])
+    try:
+        os.makedirs(member.store, mode=0o700, exist_ok=True)
+        taken = snapshots.take(launch.workspace, member.store, name, int(asked["limit"]), launch.private)
+        answer.send({"ready": {"files": taken.files, "bytes_copied": taken.bytes_copied}})
+        while (received := answer.receive()) is not None:
+            if fork_apart():
+                answer.close()
+                Line.of(os.dup(received.descriptors[-1])).send({"begun": True})
+                return received
+            for descriptor in received.descriptors:
+                os.close(descriptor)
+    except Refused as refused:
+        _tell(answer, {"refused": [str(refused)]})
+    except BaseException as error:
+        _tell(answer, {"refused": [f"{type(error).__name__}: {error}"[:500]]})
+    os._exit(0)
+
+
+def _tell(line: Line, message: dict[str, Any]) -> None:
+    with suppress(OSError):
+        line.send(message)
+
+
+def _revive(app: SessionKernelApp, member: Member, become: Received) -> Member:
+    """Makes a fork of a checkpoint the kernel that the message says, and reports that."""
+    from .kernel import BOUND
+
+    *listeners, line, report = become.descriptors
+    told = Line.of(report)
+    _PAST.append(member)
+    state = random.getstate()
+    try:
+        launch, result = _move(member, become.message)
+        _open_channels(app, launch, dict(zip(BOUND, listeners, strict=True)))
+    except BaseException as error:
+        text = str(error) if isinstance(error, Refused) else "".join(traceback.format_exception_only(error)).strip()
+        _tell(told, {"error": {"code": "failed", "message": text[:2_000]}})
+        os._exit(1)
+    random.setstate(state)  # sockets have used some
+    told.send({"result": {**result, "key": launch.key.decode(), "workspace": launch.workspace}})
+    told.close()
+    return Member(launch, Line.of(line), obstacles.Own.here(app.kernel.io_loop.asyncio_loop))
+
+
+def _move(member: Member, message: dict[str, Any]) -> tuple[KernelLaunch, dict[str, Any]]:
+    """Brings files, limits, walls and folders into the state of the session that we become."""
+    old, name = member.launch, str(message["checkpoint"])
+    launch = replace(
+        old,
+        session_id=str(message["session_id"]),
+        key=os.urandom(32).hex().encode(),
+        run_dir=str(message["run_dir"]),
+        workspace=str(message["workspace"]),
+        private=str(message["private"]),
+        mark=int(message["mark"]),
+        later=tuple(message["later"]),
+    )
+    folders = {old.workspace: launch.workspace, old.private: launch.private}
+    working = _working_directory()
+    result: dict[str, Any] = {}
+    if launch.session_id == old.session_id:
+        result["files"] = _told(snapshots.restore(old.workspace, member.store, name))
+    else:
+        store = f"{launch.private}/{STORE}"
+        os.makedirs(store, mode=0o700)
+        os.makedirs(f"{launch.private}/tmp", mode=0o700)  # noqa: S108 - closed to other sessions
+        snapshots.clone(member.store, name, launch.workspace, store)
+        if launch.mark:
+            identity.set_mark(launch.mark)
+        if launch.walls is not None:
+            launch.walls.narrow([launch.workspace, launch.private, *launch.later], launch.shared)
+    if launch.uid is None:
+        identity.die_with_parent()
+    result["lost"] = [_shown(path) for path in descriptors.reopen(folders)[:MAX_LISTED]]
+    _change_folders(folders, working, launch.workspace)
+    return launch, result
+
+
+def _told(restored: Restored) -> dict[str, Any]:
+    kinds = restored._asdict()
+    return {
+        **{kind: [_shown(path) for path in paths.first[:MAX_LISTED]] for kind, paths in kinds.items()},
+        "count": sum(paths.count for paths in kinds.values()),
+    }
+
+
+def _shown(path: str) -> str:
+    """A path that a message can carry."""
+    return sendable(path)[:MAX_PATH]
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
+
+
+def _change_folders(folders: dict[str, str], working: str, workspace: str) -> None:
+    """Goes to where the working directory is now, and changes all paths that Python and its programs look up."""
+
+    def moved(path: str) -> str:
+        for old, new in folders.items():
+            path = path.replace(old, new)
+        return path
+
+    try:
+        os.chdir(moved(working))
+    except OSError:
+        os.chdir(workspace)
+    for name, value in os.environ.items():
+        if moved(value) != value:
+            os.environ[name] = moved(value)
+    sys.path[:] = [moved(path) for path in sys.path]
+    if tempfile := sys.modules.get("tempfile"):
+        vars(tempfile)["tempdir"] = None
+
+
+def _open_channels(app: SessionKernelApp, launch: KernelLaunch, listeners: dict[int, int]) -> None:
+    """Gives the kernel sockets, threads and an event loop in place of those that did not come through the fork."""
+    kernel = app.kernel
+    _PAST.append([vars(kernel).copy(), vars(app).copy(), app._trait_values.copy(), kernel._trait_values.copy()])  # noqa: SLF001
+    _PAST.append([asyncio.get_event_loop_policy().get_event_loop(), app.io_loop])
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    app.session.key = app.config.Session.key = launch.key
+    app.session.pid = os.getpid()
+    app.context = None
+    app.open_channels(launch.run_dir, listeners)
+    shell_stream = ZMQStream(app.shell_socket, app.shell_channel_thread.io_loop)
+    app.shell_channel_thread.shell_stream = shell_stream
+    kernel.revive(
+        workspace=launch.workspace,
+        shell_stream=shell_stream,
+        control_stream=ZMQStream(app.control_socket, app.control_thread.io_loop),
+        debugpy_stream=ZMQStream(app.debugpy_socket, app.control_thread.io_loop),
+        debug_shell_socket=app.debug_shell_socket,
+        control_thread=app.control_thread,
+        shell_channel_thread=app.shell_channel_thread,
+        iopub_thread=app.iopub_thread,
+        iopub_socket=app.iopub_socket,
+        stdin_socket=app.stdin_socket,
+    )
+    app.displayhook.pub_socket = app.iopub_socket
+    app.control_thread.start()
+    app.shell_channel_thread.start()
+    kernel.start()
