@@ -16,10 +16,11 @@ from .config import Config
 from .lines import Line
 from .loop import Loop, Reply
 from .sessions import Session, Sessions
-from .usage import container_memory, machine_memory, usage
+from .usage import container_memory, machine_memory, own_memory, usage
 from .walls import Walls
 
 SPAWN_SECONDS = 30.0
+GROWN = 0.2  # of the container's memory: so much a kernel must have beyond its checkpoints for these to stay
 
 
 class KernelRequests:
@@ -107,7 +108,8 @@ class KernelRequests:
                 how["exceeded"], session.exceeded = session.exceeded, None
             if not answered:
                 reply({"error": {"code": "failed", "message": f"the kernel ended while it started ({how})"}})
-            session.death = {"event": "death", "session_id": session.session_id, "pid": pid, **how}
+            kept = list(session.checkpoints)
+            session.death = {"event": "death", "session_id": session.session_id, "pid": pid, "checkpoints": kept, **how}
             self._on_death(session.death)
             while session.on_end:
                 session.on_end.pop()()
@@ -162,6 +164,9 @@ class KernelRequests:
             empty_memory: also removes what files of the session are in memory.
         """
         session.exceeded = exceeded
+        if exceeded["what"] == "memory" and not _has_outgrown_checkpoints(session, GROWN * exceeded["limit"]):
+            for name in list(session.checkpoints):
+                drop(session, name)
         self._stopping.setdefault(session.session_id, [])
         _end_kernel(session)
 
@@ -242,6 +247,17 @@ def _end_kernel(session: Session) -> None:
     if session.pid is not None:
         with suppress(ProcessLookupError):
             os.killpg(session.pid, signal.SIGKILL)
+
+
+def _has_outgrown_checkpoints(session: Session, enough: float) -> bool:
+    """Whether the end of its kernel alone frees so much memory: what it has beyond the largest of its checkpoints."""
+    sizes = [0]
+    for checkpoint in session.checkpoints.values():
+        with suppress(OSError):
+            sizes.append(own_memory(checkpoint.process.pid))
+    with suppress(OSError):
+        return session.pid is not None and own_memory(session.pid) - max(sizes) >= enough
+    return False
 
 
 def drop(session: Session, name: str) -> None:

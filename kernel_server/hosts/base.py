@@ -149,6 +149,7 @@ class Death:
         signal: the signal's number, or None.
         out_of_memory: the container's memory limit killed something since the last death.
         exceeded: the limit for which the kernel host ended it.
+        checkpoints: names of the session's checkpoints that are still there; None if that was not told.
     """
 
     session_id: str
@@ -157,6 +158,7 @@ class Death:
     signal: int | None
     out_of_memory: bool
     exceeded: Exceeded | None = None
+    checkpoints: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

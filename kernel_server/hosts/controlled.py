@@ -400,7 +400,16 @@ def _staged(told: dict[str, Any]) -> Staged:
 def _death(told: dict[str, Any] | None) -> Death:
     told = told or {"session_id": "", "pid": 0}
     exceeded = _exceeded(told.get("exceeded"))
-    return Death(str(told["session_id"]), int(told["pid"]), told.get("exit_code"), told.get("signal"), False, exceeded)
+    kept = told.get("checkpoints")
+    return Death(
+        str(told["session_id"]),
+        int(told["pid"]),
+        told.get("exit_code"),
+        told.get("signal"),
+        out_of_memory=False,
+        exceeded=exceeded,
+        checkpoints=None if kept is None else tuple(map(str, kept)),
+    )
 
 
 def _record_name(session_id: str) -> str:

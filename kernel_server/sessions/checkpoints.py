@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -91,6 +91,10 @@ class Checkpoints:
     def remove(self, name: str) -> None:
         """It is gone."""
         self._kept.pop(name, None)
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """All others are gone."""
+        self._kept = {name: one for name, one in self._kept.items() if name in names}
 
     def find(self, wanted: str) -> Checkpoint:
         """The one of that name or label, or that was made before the cell of that number; "" is the newest.

@@ -123,6 +123,8 @@ class Session:
 
     def on_death(self, death: Death) -> None:
         """The kernel host reports that a kernel of this session has ended."""
+        if death.checkpoints is not None:
+            self.checkpoints.keep_only(death.checkpoints)
         self._lives.on_death(death)
         self._remember()
 

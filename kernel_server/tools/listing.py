@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Annotated
@@ -24,6 +25,14 @@ LOOKS_AT_A_TIME = 4  # each forks a helper; interrupts and new kernels must not 
 LATEST = 253_402_300_799  # the end of the year 9999: a session sets its files' times as it likes
 
 
+class CheckpointInfo(BaseModel):
+    """A checkpoint of a session."""
+
+    checkpoint: str
+    label: str
+    execution_count: int = Field(description="number of the last cell before it")
+
+
 class SessionInfo(BaseModel):
     """One session."""
 
@@ -36,6 +45,9 @@ class SessionInfo(BaseModel):
     running: str = Field(description="the code that is running; empty: none")
     running_seconds: float = Field(description="for how long")
     waiting: int = Field(description="cells that wait for their turn")
+    parent: str = Field(description="the session that it was branched from; empty: none")
+    branched_after: int = Field(description="number of the parent's last cell before that")
+    checkpoints: list[CheckpointInfo]
 
 
 class SessionList(BaseModel):
@@ -60,7 +72,10 @@ class FileList(BaseModel):
 
 
 async def list_sessions(ctx: Context) -> Annotated[CallToolResult, SessionList]:
-    """List the sessions that there are: age, how long unused, memory, CPU time, and what each is running."""
+    """List the sessions that there are: age, how long unused, memory, CPU time, and what each is running.
+
+    Branches are listed below the session that they come from, each session with its checkpoints.
+    """
     sessions = await services(ctx).registry.all()
     if not sessions:
         return text_result("There are no sessions.", SessionList(sessions=[]))
@@ -74,8 +89,19 @@ async def list_sessions(ctx: Context) -> Annotated[CallToolResult, SessionList]:
 
         for session in sessions:
             tasks.start_soon(look, session)
-    listed = SessionList(sessions=[infos[session.session_id] for session in sessions])
-    return text_result("\n".join(map(_session_line, listed.sessions)), listed)
+    tree = list(_tree([infos[session.session_id] for session in sessions]))
+    lines = [f"{'  ' * depth}{_session_line(info)}" for depth, info in tree]
+    return text_result("\n".join(lines), SessionList(sessions=[info for _, info in tree]))
+
+
+def _tree(infos: list[SessionInfo]) -> Iterator[tuple[int, SessionInfo]]:
+    """Each session, with its depth, before those that were branched from it."""
+    present = {info.session_id for info in infos}
+    waiting = [(0, info) for info in reversed(infos) if info.parent not in present]
+    while waiting:
+        depth, info = waiting.pop()
+        yield depth, info
+        waiting += [(depth + 1, branch) for branch in reversed(infos) if branch.parent == info.session_id]
 
 
 async def _look(session: Session) -> SessionInfo:
@@ -93,6 +119,12 @@ async def _look(session: Session) -> SessionInfo:
         running=job.title if job else "",
         running_seconds=round(job.seconds, 1) if job else 0.0,
         waiting=session.waiting_jobs,
+        parent=session.origin.session_id if session.origin else "",
+        branched_after=session.origin.execution_count if session.origin else 0,
+        checkpoints=[
+            CheckpointInfo(checkpoint=one.name, label=one.label, execution_count=one.execution_count)
+            for one in session.checkpoints
+        ],
     )
 
 
@@ -104,6 +136,11 @@ def _session_line(info: SessionInfo) -> str:
         parts.append(f"running for {info.running_seconds:.0f} s: {info.running}")
     if info.waiting:
         parts.append(f"{info.waiting} waiting")
+    if info.parent:
+        parts.append(f"branched from {info.parent} after In [{info.branched_after}]")
+    if info.checkpoints:
+        named = (f"{one.checkpoint}{f' {one.label!r}' if one.label else ''}" for one in info.checkpoints)
+        parts.append(f"checkpoints {' '.join(named)}")
     return ", ".join(parts)
 
 
