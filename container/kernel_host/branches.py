@@ -23,6 +23,7 @@ from .sessions import Checkpoint, Session, Sessions
 from .usage import stat_of
 
 PARENT = 1  # field of `stat_of`
+RESTORE_SECONDS = 600.0  # many GB of files
 MAX_CHECKPOINTS = 64  # of a session; the server keeps fewer
 
 
@@ -99,8 +100,8 @@ class BranchRequests:
         reply({"result": ready.message["ready"]})
 
     def _is_fork(self, session: Session, sender: Received) -> bool:
-        """Whether a process is of the session, and our child, so that its number stays its own until we reap it."""
-        if self._sessions.isolated and sender.uid != session.uid:
+        """Whether a process is of the session, and a child of ours that is new: its number stays its own until we reap it."""
+        if (self._sessions.isolated and sender.uid != session.uid) or self._loop.follows(sender.pid):
             return False
         with suppress(OSError, IndexError, ValueError):
             return int(stat_of(sender.pid)[PARENT]) == os.getpid()
@@ -166,14 +167,16 @@ class BranchRequests:
 
         def answer(told: dict[str, Any]) -> None:
             if "result" in told:
-                told = {"result": {**told["result"], "pid": session.pid, "ip": f"{session.slot}/s"}}
+                known = {"pid": session.pid, "ip": f"{session.slot}/s", "workspace": session.workspace}
+                told = {"result": {**told["result"], **known}}
             reply(told)
 
         def on_begun(_mask: int) -> None:
             received = _next(report)
             self._loop.selector.unregister(report.socket)
             if received is not None and self._is_fork(session, received):
-                self._kernels.follow(session, received.pid, report.socket.detach(), line, answer)
+                pipe = report.socket.detach()
+                self._kernels.follow(session, received.pid, pipe, line, answer, RESTORE_SECONDS)
                 return
             report.close()
             line.close()

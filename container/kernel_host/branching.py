@@ -134,7 +134,13 @@ def _checkpoint(app: SessionKernelApp, member: Member, asked: Received) -> Recei
         return None
     unpaused = pools.quieten()
     answer = Line.of(asked.descriptors[0])
-    if not fork_apart():
+    try:
+        in_kernel = not fork_apart()
+    except OSError as error:
+        _tell(answer, {"refused": [f"{error.strerror or error}: the session has too many processes or threads."]})
+        answer.close()
+        return None
+    if in_kernel:
         threads = pools.native_threads(member.own.native, unpaused)
         with suppress(OSError):
             answer.send({"forked": [], "refused": threads} if threads else {"forked": []})
@@ -148,21 +154,28 @@ def fork_apart() -> bool:
     """Forks a child that is not ours but the kernel host's, which learns of its end; True in it.
 
     It leads a process group. Its random numbers go on as ours would have: Python seeds them anew in a fork.
+
+    Raises:
+        OSError: no process is to be had.
     """
     state = random.getstate()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads, about which we know
         middle = os.fork()
-        if middle:
-            os.waitpid(middle, 0)
-            return False
+    if middle:
+        if os.waitpid(middle, 0)[1]:
+            raise OSError("no process is to be had")
+        return False
+    try:
         parent = os.getpid()
         if os.fork():
             os._exit(0)
-    while os.getppid() == parent:
-        time.sleep(REPARENT_SECONDS)
-    os.setsid()
-    random.setstate(state)
+        while os.getppid() == parent:
+            time.sleep(REPARENT_SECONDS)
+        os.setsid()
+        random.setstate(state)
+    except BaseException:
+        os._exit(1)  # there must not be two of us
     return True
 
 
@@ -192,10 +205,10 @@ def _stand_still(member: Member, answer: Line, asked: dict[str, Any]) -> Receive
         taken = snapshots.take(launch.workspace, member.store, name, int(asked["limit"]), launch.private)
         answer.send({"ready": {"files": taken.files, "bytes_copied": taken.bytes_copied}})
         while (received := answer.receive()) is not None:
-            if fork_apart():
-                answer.close()
-                Line.of(os.dup(received.descriptors[-1])).send({"begun": True})
-                return received
+            with suppress(OSError):  # the kernel host is told by the end of what it waits at
+                if fork_apart():
+                    _begin(answer, received)
+                    return received
             for descriptor in received.descriptors:
                 os.close(descriptor)
     except Refused as refused:
@@ -203,6 +216,15 @@ def _stand_still(member: Member, answer: Line, asked: dict[str, Any]) -> Receive
     except BaseException as error:
         _tell(answer, {"refused": [f"{type(error).__name__}: {error}"[:500]]})
     os._exit(0)
+
+
+def _begin(answer: Line, received: Received) -> None:
+    """In a fork of a checkpoint: says so, whereby the kernel host learns who it is."""
+    answer.close()
+    try:
+        Line.of(os.dup(received.descriptors[-1])).send({"begun": True})
+    except BaseException:
+        os._exit(1)
 
 
 def _tell(line: Line, message: dict[str, Any]) -> None:

@@ -73,6 +73,11 @@ class Config:
         return f"{self.workspace_dir}/private"
 
     @property
+    def waiting_dir(self) -> str:
+        """Where workspaces are that no session has yet."""
+        return f"{self.workspace_dir}/.waiting"
+
+    @property
     def shared_dir(self) -> str:
         return f"{self.shared_volume}/files" if self.shared_volume else f"{self.workspace_dir}/shared"
 

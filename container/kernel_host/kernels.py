@@ -82,12 +82,15 @@ class KernelRequests:
         theirs.close()
         self.follow(session, pid, pipe, ours, reply)
 
-    def follow(self, session: Session, pid: int, pipe: int, line: Line, reply: Reply) -> None:
+    def follow(
+        self, session: Session, pid: int, pipe: int, line: Line, reply: Reply, seconds: float = SPAWN_SECONDS
+    ) -> None:
         """A kernel of the session has been forked: passes on what it reports, and tells of its end.
 
         Args:
             pipe: on which it reports once, that it has started.
             line: to ask it for checkpoints.
+            seconds: until it must have started.
         """
         session.pid, session.started = pid, time.monotonic()
         session.line = line
@@ -114,7 +117,7 @@ class KernelRequests:
             while session.on_end:
                 session.on_end.pop()()
 
-        child = Child(pid, pipe, on_report, on_exit, time.monotonic() + SPAWN_SECONDS)
+        child = Child(pid, pipe, on_report, on_exit, time.monotonic() + seconds)
         self._loop.start(child)
 
     def signal(self, request: dict[str, Any], reply: Reply) -> None:

@@ -58,6 +58,10 @@ class Loop:
         self._children[child.pid] = child
         self.selector.register(child.pipe, selectors.EVENT_READ, lambda _mask: self._read(child))
 
+    def follows(self, pid: int) -> bool:
+        """Whether that is a child which it follows already."""
+        return pid in self._children
+
     def helpers(self) -> set[int]:
         """Process ids of those that `help` has started."""
         return {child.pid for child in self._children.values() if child.helps}

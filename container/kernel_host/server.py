@@ -85,6 +85,7 @@ class Server:
         """Makes the folders and the control socket, then serves."""
         identity.adopt_orphans()  # such as forks of kernels
         self._make_folders()
+        self._sessions.prepare()
         if self._config.proxy_port:
             self._relay()
         self._connections.listen(self._make_listener())
@@ -118,6 +119,7 @@ class Server:
             (self._config.private_dir, 0o711),
             (self._config.shared_dir, 0o755),
             (self._config.staging_dir, 0o700),
+            (self._config.waiting_dir, 0o711),
             (self._config.shared_staging_dir, 0o700),
         ):
             os.makedirs(folder, exist_ok=True)
@@ -158,9 +160,9 @@ class Server:
 
         # From the loop itself: how deep code of a session may recurse depends on where its process was forked.
         if request.get("warm"):  # a spare one, for which nobody waits, is forked when it costs least
-            self._leisure.call_after(lambda: self._due.append(spawn))
+            self._leisure.call_after(lambda: self._due.extend((spawn, self._sessions.prepare)))
         else:
-            self._due.append(spawn)
+            self._due += (spawn, self._sessions.prepare)
             self._leisure.begin()
 
     def _handle(self, request: dict[str, Any], reply: Reply) -> None:

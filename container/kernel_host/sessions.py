@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import cleaning, identity
 from .beneath import Refused
@@ -19,6 +19,13 @@ from .lines import Line
 
 SLOTS = 1_000  # the paths of sockets are short: see `rundir` in the server
 FIRST_MARK = 1 << 40  # of processes; those of later sessions are lower
+
+
+class Pair(NamedTuple):
+    """Empty folders of root's: a workspace, where it waits for a session to have it, and a private folder."""
+
+    waiting: str
+    private: str
 
 
 @dataclass(frozen=True)
@@ -35,24 +42,12 @@ class Family:
 
     Attributes:
         uid: of all of them; None without isolation.
-        folder: with their private folders.
-        count: how many there have been.
-        later: numbers of those that there can still be where walls are around them: their folders are there from the
-            beginning, because what a process may reach can only become less.
+        later: pairs of folders that branches can still have, where Landlock is: what a process may reach can only become
+            less, so that they are there, and within its walls, from the beginning.
     """
 
     uid: int | None
-    folder: str
-    count: int = 1
-    later: list[int] = field(default_factory=list)
-
-    def private(self, number: int) -> str:
-        """The private folder of its session of that number."""
-        return f"{self.folder}/{number}"
-
-    def waiting(self, number: int) -> str:
-        """Where the workspace of that number is while there is no such session."""
-        return f"{self.folder}/w{number}"
+    later: list[Pair] = field(default_factory=list)
 
 
 @dataclass
@@ -61,9 +56,9 @@ class Session:
 
     Attributes:
         slot: a number that no other present session has; names its run folder.
-        family: to which it belongs, as the session of that `number`.
         mark: of its processes, by which those of a family are told apart.
-        reach: numbers of later sessions of its family that its processes could become.
+        pair: what its folders were before, if it is a branch.
+        reach: pairs of its family that are within the walls of its own processes.
         line: to its kernel, which is asked for checkpoints on it.
         checkpoints: by their names.
         pid: of its kernel, or None.
@@ -77,11 +72,12 @@ class Session:
     session_id: str
     slot: int
     family: Family
-    number: int
     mark: int
     workspace: str
+    private: str
     run_dir: str
-    reach: list[int] = field(default_factory=list)
+    pair: Pair | None = None
+    reach: list[Pair] = field(default_factory=list)
     line: Line | None = None
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     pid: int | None = None
@@ -96,11 +92,6 @@ class Session:
         """None without isolation."""
         return self.family.uid
 
-    @property
-    def private(self) -> str:
-        """Its folder for what does not belong in the workspace."""
-        return self.family.private(self.number)
-
 
 class Sessions:
     """Makes, finds and forgets sessions."""
@@ -114,6 +105,8 @@ class Sessions:
         self._config = config
         self._later = config.branches if walled else 0
         self._marks = FIRST_MARK
+        self._pairs: list[Pair] = []
+        self._made = 0
         self._sessions: dict[str, Session] = {}
         self._next_slot = 0
 
@@ -150,13 +143,19 @@ class Sessions:
             return session
         slot = self._free_slot()
         uid = self._config.first_uid + slot if self.isolated else None
-        family = Family(uid, f"{self._config.private_dir}/{session_id}")
-        os.mkdir(family.folder, 0o711)
-        family.later = list(range(1, self._later + 1))
-        for number in family.later:
-            os.mkdir(family.private(number), 0o700)
-            os.mkdir(family.waiting(number), 0o700)
-        return self._make(session_id, slot, family, 0)
+        self.prepare()
+        family = Family(uid, self._pairs[: self._later])
+        del self._pairs[: self._later]
+        return self._make(session_id, slot, family, None, family.later)
+
+    def prepare(self) -> None:
+        """Makes folders for the branches of one more session; nobody waits for that, if it has been done before."""
+        while len(self._pairs) < self._later:
+            self._made += 1
+            pair = Pair(f"{self._config.waiting_dir}/{self._made}", f"{self._config.private_dir}/{self._made}")
+            for folder in pair:
+                os.mkdir(folder, 0o700)
+            self._pairs.append(pair)
 
     def branch(self, session: Session, session_id: str) -> Session:
         """A new session of the same family, with empty folders.
@@ -168,32 +167,36 @@ class Sessions:
             raise Refused(f"there is a session {session_id} already")
         family = session.family
         if not self._later:
-            number = family.count
-            family.count += 1
-            return self._make(session_id, self._free_place(), family, number)
-        number = next((number for number in session.reach if number in family.later), 0)
-        if not number:
+            return self._make(session_id, self._free_place(), family, None, [])
+        pair = next((pair for pair in session.reach if pair in family.later), None)
+        if pair is None:
             raise Refused(
                 f"a session and what was branched from it can have {self._later} branches at a time; close some of them"
             )
-        branched = self._make(session_id, self._free_place(), family, number)
-        family.later.remove(number)
-        branched.reach = [number for number in session.reach if number in family.later]
-        return branched
+        family.later.remove(pair)
+        return self._make(session_id, self._free_place(), family, pair, [one for one in session.reach if one != pair])
 
-    def _make(self, session_id: str, slot: int, family: Family, number: int) -> Session:
+    def _make(self, session_id: str, slot: int, family: Family, pair: Pair | None, reach: list[Pair]) -> Session:
         if not session_id.isalnum():
             raise Refused("a session id is letters and digits")
         self._marks -= 1
-        workspace, run_dir = f"{self._config.sessions_dir}/{session_id}", f"{self._config.run_dir}/{slot}"
-        session = Session(session_id, slot, family, number, self._marks, workspace, run_dir, list(family.later))
-        if os.path.isdir(family.waiting(number)):
-            os.rename(family.waiting(number), workspace)
-        else:
-            os.mkdir(workspace, 0o700)
-            os.mkdir(session.private, 0o700)
-        if family.uid is not None:
-            for folder in (workspace, session.private):
+        session = Session(
+            session_id,
+            slot,
+            family,
+            self._marks,
+            f"{self._config.sessions_dir}/{session_id}",
+            pair.private if pair else f"{self._config.private_dir}/{session_id}",
+            f"{self._config.run_dir}/{slot}",
+            pair,
+            list(reach),
+        )
+        if pair:
+            os.rename(pair.waiting, session.workspace)
+        for folder in (session.workspace, session.private):
+            if not pair:
+                os.mkdir(folder, 0o700)
+            if family.uid is not None:
                 os.chown(folder, family.uid, family.uid)
         self._sessions[session_id] = session
         return session
@@ -208,9 +211,7 @@ class Sessions:
 
     def later_folders(self, session: Session) -> list[str]:
         """Folders that may become those of sessions branched from this one."""
-        family = session.family
-        pairs = ((family.private(number), family.waiting(number)) for number in session.reach if number in family.later)
-        return [folder for pair in pairs for folder in pair]
+        return [folder for pair in session.reach if pair in session.family.later for folder in pair]
 
     def _free_place(self) -> int:
         """A number for the run folder of a branch: from above, as sessions with a UID of their own begin below."""
@@ -242,12 +243,8 @@ class Sessions:
     def forget(self, session: Session) -> None:
         """Removes the session's folders, which its UID has emptied; the UID of the last of a family is free again."""
         family = session.family
-        if self._later and self.relatives(session):  # others may need them
-            with suppress(OSError):
-                for folder in (session.workspace, session.private):
-                    os.chown(folder, os.getuid(), os.getgid())
-                os.rename(session.workspace, family.waiting(session.number))
-                family.later.append(session.number)
+        if session.pair is not None:
+            self._take_back(session, session.pair)
         else:
             for folder in (session.workspace, session.private):
                 with suppress(OSError):
@@ -257,10 +254,15 @@ class Sessions:
             with self.as_host():
                 os.rmdir(session.run_dir)
         self._sessions.pop(session.session_id, None)
-        if not self.relatives(session):
-            for number in family.later:
-                with suppress(OSError):
-                    os.rmdir(family.private(number))
-                    os.rmdir(family.waiting(number))
-            with suppress(OSError):
-                os.rmdir(family.folder)
+        if not self.relatives(session):  # nobody is left whose walls they are within
+            self._pairs += family.later
+
+    def _take_back(self, session: Session, pair: Pair) -> None:
+        """Its folders wait again; they are lost where something is left in them."""
+        with suppress(OSError):
+            for folder in (session.workspace, session.private):
+                os.chown(folder, os.getuid(), os.getgid())
+                os.chmod(folder, 0o700)
+            if not os.listdir(session.workspace) and not os.listdir(session.private):
+                os.rename(session.workspace, pair.waiting)
+                session.family.later.append(pair)

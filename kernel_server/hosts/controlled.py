@@ -188,7 +188,7 @@ class ControlledHost:
         if not self._control.hello.get("branches"):
             raise CheckpointError(OUTDATED)
         try:
-            return await self._ask(op, read, **arguments)
+            return await self._ask(op, read, seconds=TRANSFER_SECONDS, **arguments)
         except (ControlRefused, ControlFailed) as error:
             raise CheckpointError(str(error)) from error
 

@@ -35,7 +35,7 @@ async def checkpoint(
     """
     session = await services(ctx).registry.find(session_id)
     made, kept, dropped = await session.checkpoint(label, services(ctx).wait)
-    copied = f", {human_size(kept.bytes_copied)} of them copied" if kept.bytes_copied else ""
+    copied = f" ({human_size(kept.bytes_copied)} copied)" if kept.bytes_copied else ""
     lines = [
         f"checkpoint: {made.name}",
         f"It has the session {_place(made)}, with {counted(kept.files, 'file')}{copied}.",
