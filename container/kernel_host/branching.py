@@ -86,6 +86,8 @@ def _run(app: SessionKernelApp, member: Member | None = None) -> None:
             return
         if received is None:  # the kernel host has ended, and we shall in a moment
             loop.remove_reader(member.line.fileno())
+        elif getattr(app, "shell_channel_thread", None) is None:  # ipykernel 6
+            _refuse(received, [OLD])
         else:
             waiting.add(loop.create_task(stop(member, received)))
 
@@ -121,9 +123,6 @@ def _refuse(asked: Received, reasons: list[str]) -> None:
 def _checkpoint(app: SessionKernelApp, member: Member, asked: Received) -> Received | None:
     """Forks a checkpoint, and returns None; in a fork of that, what it is to become."""
     launch = member.launch
-    if app.shell_channel_thread is None:
-        _refuse(asked, [OLD])
-        return None
     sys.stdout.flush()
     sys.stderr.flush()
     answers = {(status.st_dev, status.st_ino) for status in map(os.fstat, asked.descriptors)}

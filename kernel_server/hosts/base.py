@@ -108,6 +108,7 @@ class SessionRecord:
         generation: the kernel's number in the session.
         begun, last_used: monotonic time, which all processes of a machine share until it is started anew.
         submitted: how many cells it has taken.
+        execution_count: number of the last of them that came to its end.
         origin: of what it was branched, and its checkpoints: see `sessions.checkpoints`.
         loss: what the next result has to tell of the end of an earlier kernel; "" for nothing.
         lost: that kernel's number.
@@ -121,6 +122,7 @@ class SessionRecord:
     submitted: int
     loss: str
     lost: int = 0
+    execution_count: int = 0
     origin: dict[str, Any] = field(default_factory=dict)
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
 

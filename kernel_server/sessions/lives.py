@@ -271,10 +271,17 @@ class Lives:
             await self._host.kill(self._session_id)
             await first(life.succeeded, self._end)
             await self.current()
+        except (KernelError, EngineError) as error:
+            self._lose(None)
+            returning.failure = returning.failure or str(error)
+            returning.restored = None
         finally:
             self._return = None
         if returning.restored is None:
-            raise CheckpointError(f"The checkpoint could not be brought back: {returning.failure}")
+            raise CheckpointError(
+                f"The checkpoint could not be brought back: {returning.failure} What the session had is gone, and a fresh "
+                "kernel takes its place; its files may be partly those of the checkpoint."
+            )
         return returning.restored
 
     async def kill(self) -> None:

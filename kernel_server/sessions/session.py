@@ -134,6 +134,7 @@ class Session:
         self._remembered = record.generation
         self.begun, self.last_used, self._submitted = record.begun, record.last_used, record.submitted
         self.origin = Origin(**record.origin) if record.origin else None
+        self._execution_count = record.execution_count
         self.checkpoints.restore(record.checkpoints)
         self._lives.go_on(record, found)
 
@@ -162,6 +163,7 @@ class Session:
             submitted=self._submitted,
             loss=loss.text,
             lost=loss.generation,
+            execution_count=self._execution_count,
             origin=asdict(self.origin) if self.origin else {},
             checkpoints=self.checkpoints.records,
         )
@@ -313,7 +315,8 @@ class Session:
         async with self._between_cells(wait):
             checkpoint = self.checkpoints.find(wanted)
             await self._check(checkpoint)
-            restored = await self._lives.roll_back(checkpoint.name)
+            with anyio.CancelScope(shield=True):  # half of it would be neither state
+                restored = await self._lives.roll_back(checkpoint.name)
             self._execution_count, self._lives.loss = checkpoint.execution_count, None
             text = f"*Rolled back to checkpoint {checkpoint.described}: variables and files are what they were then.*"
             self.remark(text)
