@@ -107,7 +107,7 @@ BAD: dict[str, Bad] = {
     "cp_out fifo": cp_out("fifo", "a fifo", "import os; os.mkfifo('fifo')"),
     "cp_out to /": cp_out("kept", "relative to WORKDIR_OUT", local_path="/tmp/x"),
     "cp_out to the parent": cp_out("kept", r"holds '\.\.'", local_path="../x"),
-    "cp_out to NUL": cp_out("kept", "NUL", local_path="a\0"),
+    "cp_out to NUL": cp_out("kept", "control characters", local_path="a\0"),
     "cp_out to a long name": cp_out("kept", "255 bytes", local_path="x" * 256),
     # edit_file
     "edit outside": edit("/etc/x", "outside the workspace; use"),
