@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from benchmarks import density, results, spine, walls
+from benchmarks import branching, density, results, spine, walls
 from benchmarks.measure import Comparison, print_table
 
 PARTS = (
     *(spine.warm_cell, spine.first_dataframe, spine.memory, spine.files),
     *(density.server_start, density.one_shot, density.many_inits, density.many_loops, density.private_memory),
     walls.walls,
+    branching.branching,
     *(results.look, results.large_outputs, results.flood, results.tokens),
 )
 

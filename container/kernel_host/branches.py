@@ -11,9 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from . import kernel, snapshots
+from . import kernel
 from .beneath import Refused
-from .branching import STORE
 from .children import Child
 from .config import Config
 from .kernels import KernelRequests, drop
@@ -193,13 +192,7 @@ class BranchRequests:
             give_up()
         if name in session.checkpoints:
             drop(session, name)
-        store = f"{session.private}/{STORE}"
-
-        def remove() -> dict[str, Any]:
-            snapshots.drop(store, name)
-            return {}
-
-        self._loop.help(session.uid, remove, reply)
+        reply({"result": {}})
 
 
 def _next(line: Line) -> Received | None:

@@ -7,6 +7,7 @@ A fork has one thread, and shares its descriptors: what would not survive that i
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import random
 import signal
@@ -14,7 +15,8 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from .kernel import KernelLaunch, SessionKernelApp
 
 REPARENT_SECONDS = 0.0002
+LOCK_SECONDS, LOCK_POLL_SECONDS = 20.0, 0.002
 TURN_SECONDS = 1.0  # the server sends nothing meanwhile; the end of what it has sent before may be on its way
 STORE = "checkpoints"  # in the private folder of a session
 MAX_LISTED, MAX_PATH = 20, 500
@@ -54,6 +57,7 @@ class Member:
 
 # What a fork has from the process that it was forked from, and must not touch: nothing in it is ever freed.
 _PAST: list[Any] = []
+_MIDDLES: list[int] = []  # processes that have forked a child for us, and end
 
 
 def serve(app: SessionKernelApp, launch: KernelLaunch, line: Line | None) -> None:
@@ -150,32 +154,44 @@ def _checkpoint(app: SessionKernelApp, member: Member, asked: Received) -> Recei
 
 
 def fork_apart() -> bool:
-    """Forks a child that is not ours but the kernel host's, which learns of its end; True in it.
+    """Forks a child that leads a process group, and that is the kernel host's as soon as it is `settled`; True in it.
 
-    It leads a process group. Its random numbers go on as ours would have: Python seeds them anew in a fork.
+    Its random numbers go on as ours would have: Python seeds them anew in a fork.
 
     Raises:
         OSError: no process is to be had.
     """
+    reap()
     state = random.getstate()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads, about which we know
         middle = os.fork()
     if middle:
-        if os.waitpid(middle, 0)[1]:
-            raise OSError("no process is to be had")
+        _MIDDLES.append(middle)
         return False
     try:
-        parent = os.getpid()
+        _MIDDLES.clear()
+        _MIDDLES.append(os.getpid())  # the child's parent
         if os.fork():
             os._exit(0)
-        while os.getppid() == parent:
-            time.sleep(REPARENT_SECONDS)
         os.setsid()
         random.setstate(state)
     except BaseException:
         os._exit(1)  # there must not be two of us
     return True
+
+
+def settled() -> None:
+    """In a child of `fork_apart`: waits until the process in the middle has ended, so that the kernel host is its parent."""
+    parent = _MIDDLES.pop()
+    while os.getppid() == parent:
+        time.sleep(REPARENT_SECONDS)
+
+
+def reap() -> None:
+    """Code of the session that waits for its children must not find those of ours."""
+    while _MIDDLES:
+        os.waitpid(_MIDDLES.pop(), 0)
 
 
 def _leave(member: Member, answer: Line) -> None:
@@ -201,7 +217,9 @@ def _stand_still(member: Member, answer: Line, asked: dict[str, Any]) -> Receive
     launch, name = member.launch, str(asked["checkpoint"])
     try:
         os.makedirs(member.store, mode=0o700, exist_ok=True)
-        taken = snapshots.take(launch.workspace, member.store, name, int(asked["limit"]), launch.private)
+        with _locked(member.store):
+            taken = snapshots.take(launch.workspace, member.store, name, int(asked["limit"]), launch.private)
+        settled()
         answer.send({"ready": {"files": taken.files, "bytes_copied": taken.bytes_copied}})
         while (received := answer.receive()) is not None:
             with suppress(OSError):  # the kernel host is told by the end of what it waits at
@@ -214,13 +232,39 @@ def _stand_still(member: Member, answer: Line, asked: dict[str, Any]) -> Receive
         _tell(answer, {"refused": [str(refused)]})
     except BaseException as error:
         _tell(answer, {"refused": [f"{type(error).__name__}: {error}"[:500]]})
+    with suppress(BaseException), _locked(member.store):
+        snapshots.drop(member.store, name)
     os._exit(0)
+
+
+@contextmanager
+def _locked(store: str) -> Iterator[None]:
+    """One at a time: a checkpoint that goes removes its files while the next one is made.
+
+    Raises:
+        Refused: another one takes too long.
+    """
+    descriptor = os.open(f"{store}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    try:
+        until = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise Refused("the files of another checkpoint are being copied or removed; try again") from None
+                time.sleep(LOCK_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _begin(answer: Line, received: Received) -> None:
     """In a fork of a checkpoint: says so, whereby the kernel host learns who it is."""
     answer.close()
     try:
+        settled()
         Line.of(os.dup(received.descriptors[-1])).send({"begun": True})
     except BaseException:
         os._exit(1)
@@ -269,12 +313,14 @@ def _move(member: Member, message: dict[str, Any]) -> tuple[KernelLaunch, dict[s
     working = _working_directory()
     result: dict[str, Any] = {}
     if launch.session_id == old.session_id:
-        result["files"] = _told(snapshots.restore(old.workspace, member.store, name))
+        with _locked(member.store):
+            result["files"] = _told(snapshots.restore(old.workspace, member.store, name))
     else:
         store = f"{launch.private}/{STORE}"
         os.makedirs(store, mode=0o700)
         os.makedirs(f"{launch.private}/tmp", mode=0o700)  # noqa: S108 - closed to other sessions
-        snapshots.clone(member.store, name, launch.workspace, store)
+        with _locked(member.store):
+            snapshots.clone(member.store, name, launch.workspace, store)
         if launch.mark:
             identity.set_mark(launch.mark)
         if launch.walls is not None:

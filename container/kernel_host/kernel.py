@@ -30,7 +30,7 @@ from IPython.core.events import EventManager
 from IPython.core.profiledir import ProfileDir
 
 from . import identity
-from .branching import serve
+from .branching import reap, serve
 from .changes import ChangeReport
 from .lines import Line
 from .look import LOOK_SECONDS, Look
@@ -121,6 +121,7 @@ class SessionKernel(IPythonKernel):
     def pre_handler_hook(self) -> None:
         """Sets the handler of SIGINT for the length of a request."""
         self._requests += 1
+        reap()
         self.saved_sigint_handler = signal.signal(signal.SIGINT, self._interrupt)
 
     def post_handler_hook(self) -> None:

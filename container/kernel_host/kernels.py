@@ -20,6 +20,7 @@ from .usage import container_memory, machine_memory, own_memory, usage
 from .walls import Walls
 
 SPAWN_SECONDS = 30.0
+DROP_SECONDS = 60.0
 GROWN = 0.2  # of the container's memory: so much a kernel must have beyond its checkpoints for these to stay
 
 
@@ -169,7 +170,7 @@ class KernelRequests:
         session.exceeded = exceeded
         if exceeded["what"] == "memory" and not _has_outgrown_checkpoints(session, GROWN * exceeded["limit"]):
             for name in list(session.checkpoints):
-                drop(session, name)
+                drop(session, name, 0.0)
         self._stopping.setdefault(session.session_id, [])
         _end_kernel(session)
 
@@ -263,9 +264,8 @@ def _has_outgrown_checkpoints(session: Session, enough: float) -> bool:
     return False
 
 
-def drop(session: Session, name: str) -> None:
-    """Ends a checkpoint."""
+def drop(session: Session, name: str, seconds: float = DROP_SECONDS) -> None:
+    """Ends a checkpoint, which removes its files by itself if it is given the time."""
     checkpoint = session.checkpoints.pop(name)
     checkpoint.line.close()
-    with suppress(ProcessLookupError):
-        os.kill(checkpoint.process.pid, signal.SIGKILL)
+    checkpoint.process.deadline = time.monotonic() + seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -21,6 +22,7 @@ class Checkpoint:
 
     Attributes:
         name: what it is called in tools; that of an automatic one is made of the number of the cell that came next.
+        key: what the kernel host calls it; never used again.
         label: what the model has called it, or "".
         execution_count: number of the last cell before it.
         journaled: bytes of the journal until then.
@@ -29,6 +31,7 @@ class Checkpoint:
     """
 
     name: str
+    key: str
     label: str
     execution_count: int
     journaled: int
@@ -75,10 +78,12 @@ class Checkpoints:
         """One that is to be made; see `add`."""
         name = automatic_name(execution_count + 1) if automatic else f"c{self._last + 1}"
         begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return Checkpoint(name, one_line(label, LABEL_CHARACTERS), execution_count, journaled, begun, automatic)
+        shown = one_line(label, LABEL_CHARACTERS)
+        return Checkpoint(name, secrets.token_hex(8), shown, execution_count, journaled, begun, automatic)
 
     def add(self, checkpoint: Checkpoint) -> list[Checkpoint]:
         """It has been made; returns those for which there is no room any more."""
+        replaced = self._kept.pop(checkpoint.name, None)  # of the same cell, before a rollback
         self._kept[checkpoint.name] = checkpoint
         if not checkpoint.automatic:
             self._last += 1
@@ -86,15 +91,15 @@ class Checkpoints:
         excess = kind[: len(kind) - (self.keep_automatic if checkpoint.automatic else self.keep)]
         for old in excess:
             del self._kept[old.name]
-        return excess
+        return [*excess, replaced] if replaced else excess
 
     def remove(self, name: str) -> None:
         """It is gone."""
         self._kept.pop(name, None)
 
-    def keep_only(self, names: Collection[str]) -> None:
+    def keep_only(self, keys: Collection[str]) -> None:
         """All others are gone."""
-        self._kept = {name: one for name, one in self._kept.items() if name in names}
+        self._kept = {name: one for name, one in self._kept.items() if one.key in keys}
 
     def find(self, wanted: str) -> Checkpoint:
         """The one of that name or label, or that was made before the cell of that number; "" is the newest.

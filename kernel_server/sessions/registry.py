@@ -264,7 +264,7 @@ class Registry:
 
     async def _branch(self, origin: Session, point: Checkpoint) -> Session:
         branch = self._session(_new_id(), origin.host)
-        launched = await origin.host.branch(origin.session_id, point.name, branch.session_id)
+        launched = await origin.host.branch(origin.session_id, point.key, branch.session_id)
         self._fleet.enter(origin.host)
         branch.begin_as(launched, Origin(origin.session_id, point.execution_count))
         try:

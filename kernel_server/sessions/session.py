@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 CLEAR_SECONDS = 30.0
 CHECKPOINT_SECONDS = 50.0  # most of it for a copy of many files
 DROP_SECONDS = 5.0
-NOW = "now"  # name of the checkpoint that branches are made from where none is named
 PROGRESS_SECONDS = 4.0  # between two notifications; clients count silence as a hang
 MAX_UNCOLLECTED = 5  # outcomes that are kept for somebody to call `wait`
 RESUME_SECONDS = 10.0  # until a kernel that another server had has told what it is doing
@@ -265,23 +264,23 @@ class Session:
         """
         async with self._between_cells(wait):
             checkpoint = self.checkpoints.new(label, self._execution_count, self.journal.size)
-            kept = await self._keep(checkpoint.name)
+            kept = await self._keep(checkpoint.key)
             dropped = self.checkpoints.add(checkpoint)
             self._remember()
-        await self._drop(dropped)
+        self._drop(dropped)
         return checkpoint, kept, dropped
 
-    async def _keep(self, name: str) -> Kept:
+    async def _keep(self, key: str) -> Kept:
         await self._current_life()
         try:
             with anyio.fail_after(CHECKPOINT_SECONDS):
-                return await self.host.checkpoint(self.session_id, name)
+                return await self.host.checkpoint(self.session_id, key)
         except TimeoutError:
-            await self._forget(name)
+            await self._forget(key)
             raise CheckpointError(f"The kernel did not fork within {CHECKPOINT_SECONDS:g} s. {UNREACHABLE}") from None
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(DROP_SECONDS, shield=True):
-                await self._forget(name)
+                await self._forget(key)
             raise
 
     async def _keep_automatically(self) -> str:
@@ -290,25 +289,24 @@ class Session:
             return ""
         checkpoint = self.checkpoints.new("", self._execution_count, self.journal.size, automatic=True)
         try:
-            if checkpoint.name in {one.name for one in self.checkpoints}:  # the same cell, after a rollback
-                self.checkpoints.remove(checkpoint.name)
-                await self._forget(checkpoint.name)
-            await self._keep(checkpoint.name)
+            await self._keep(checkpoint.key)
         except (CheckpointError, KernelError, EngineError) as error:
             news = str(error) if str(error) != self._unkept else ""
             self._unkept = str(error)
             return news and f"There is no checkpoint before this cell. {news}"
         self._unkept = ""
-        await self._drop(self.checkpoints.add(checkpoint))
+        self._drop(self.checkpoints.add(checkpoint))
         return ""
 
-    async def _drop(self, checkpoints: list[Checkpoint]) -> None:
+    def _drop(self, checkpoints: list[Checkpoint]) -> None:
+        """Removes them while what comes next goes on."""
+        assert self._tasks is not None
         for checkpoint in checkpoints:
-            await self._forget(checkpoint.name)
+            self._tasks.start_soon(self._forget, checkpoint.key)
 
-    async def _forget(self, name: str) -> None:
+    async def _forget(self, key: str) -> None:
         with suppress(KernelError, EngineError):
-            await self.host.drop(self.session_id, name)
+            await self.host.drop(self.session_id, key)
 
     async def roll_back(self, wanted: str, wait: float) -> tuple[Checkpoint, Restored]:
         """Makes the session what it was at a checkpoint, with a new generation; raises as `checkpoint`."""
@@ -316,7 +314,7 @@ class Session:
             checkpoint = self.checkpoints.find(wanted)
             await self._check(checkpoint)
             with anyio.CancelScope(shield=True):  # half of it would be neither state
-                restored = await self._lives.roll_back(checkpoint.name)
+                restored = await self._lives.roll_back(checkpoint.key)
             self._execution_count, self._lives.loss = checkpoint.execution_count, None
             text = f"*Rolled back to checkpoint {checkpoint.described}: variables and files are what they were then.*"
             self.remark(text)
@@ -324,7 +322,7 @@ class Session:
         return checkpoint, restored
 
     async def _check(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.name not in await self.host.checkpoints(self.session_id):
+        if checkpoint.key not in await self.host.checkpoints(self.session_id):
             self.checkpoints.remove(checkpoint.name)
             raise CheckpointError(
                 f"Checkpoint {checkpoint.described} is gone: its process has ended. The session is as it was before."
@@ -339,13 +337,13 @@ class Session:
                 await self._check(checkpoint)
                 yield checkpoint
                 return
-            checkpoint = Checkpoint(NOW, "", self._execution_count, self.journal.size, "")
-            await self._keep(NOW)
+            checkpoint = self.checkpoints.new("", self._execution_count, self.journal.size)
+            await self._keep(checkpoint.key)
             try:
                 yield checkpoint
             finally:
                 with anyio.move_on_after(DROP_SECONDS, shield=True):
-                    await self._forget(NOW)
+                    await self._forget(checkpoint.key)
 
     @asynccontextmanager
     async def _between_cells(self, wait: float) -> AsyncIterator[None]:
