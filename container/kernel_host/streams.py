@@ -89,11 +89,12 @@ class SessionOutStream(OutStream):
         self._sent = {}
         self._latest = (None, None, None)
         self._flush_pending = self._subprocess_flush_pending = False
-        self._fid, writer = os.pipe()
-        os.dup2(writer, self._original_stdstream_fd)
-        os.close(writer)
-        self.watch_fd_thread = threading.Thread(target=self._watch_pipe_fd, daemon=True)
-        self.watch_fd_thread.start()
+        if self._should_watch:
+            self._fid, writer = os.pipe()
+            os.dup2(writer, self._original_stdstream_fd)
+            os.close(writer)
+            self.watch_fd_thread = threading.Thread(target=self._watch_pipe_fd, daemon=True)
+            self.watch_fd_thread.start()
 
     def _begin_as_child(self) -> None:
         """A forked child never flushes by time: OutStream has it send each text at once."""

@@ -88,7 +88,8 @@ class Checkpoints:
         if not checkpoint.automatic:
             self._last += 1
         kind = [one for one in self if one.automatic == checkpoint.automatic]
-        excess = kind[: len(kind) - (self.keep_automatic if checkpoint.automatic else self.keep)]
+        room = self.keep_automatic if checkpoint.automatic else self.keep
+        excess = kind[: max(0, len(kind) - room)]
         for old in excess:
             del self._kept[old.name]
         return [*excess, replaced] if replaced else excess
