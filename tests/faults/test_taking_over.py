@@ -330,3 +330,24 @@ async def test_control_socket_serves_its_owner_only(servers: Servers) -> None:
     assert await ask({"op": "list"}) == []
     assert await ask({"op": "authenticate", "token": "0" * 64}, {"op": "list"}) == []
     assert "sessions" in (await ask({"op": "authenticate", "token": token}, {"op": "list"}))[1]
+
+
+async def test_branches_and_checkpoints_go_on(servers: Servers) -> None:
+    """Issue 7: adoption after a restart: the next server knows the tree, goes back and branches."""
+    first = await servers.start()
+    session_id = await first.begin("x = [1]")
+    await first.call("checkpoint", session_id=session_id, label="begun")
+    await first.run(session_id, "x.append(2)")
+    branch = (await first.text("branch_session", session_id=session_id)).splitlines()[0].split()[1]
+    await first.run(branch, "x.append(3)")
+    await first.kill()
+    second = await servers.start()
+    assert await second.run(branch, "x") == "[1, 2, 3]"
+    listed = await second.text("list_sessions")
+    assert "checkpoints c1 'begun'" in listed
+    assert f"  {branch}, " in listed
+    assert f"branched from {session_id} after In [2]" in listed
+    assert "(generation 2)" in await second.text("rollback", session_id=session_id, checkpoint="begun")
+    assert await second.run(session_id, "x") == "[1]"
+    third = (await second.text("branch_session", session_id=branch)).splitlines()[0].split()[1]
+    assert await second.run(third, "x, len(In)") == "([1, 2, 3], 6)"
