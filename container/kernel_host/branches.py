@@ -23,6 +23,7 @@ from .usage import stat_of
 
 PARENT = 1  # field of `stat_of`
 RESTORE_SECONDS = 600.0  # many GB of files
+MAX_TEXTS, MAX_TEXT, MAX_NUMBER = 60, 2_000, 1 << 62  # of what the processes tell
 MAX_CHECKPOINTS = 64  # of a session; the server keeps fewer
 
 
@@ -71,8 +72,9 @@ class BranchRequests:
             received = _next(ours)
             if received is None:
                 give_up({"error": {"code": "failed", "message": "the kernel, or its fork, has ended"}})
-            elif reasons := received.message.get("refused"):
-                give_up({"error": {"code": "refused", "message": "\n".join(map(str, reasons))}})
+            elif "refused" in received.message:
+                reasons = _texts(received.message["refused"]) or ["the kernel refused"]
+                give_up({"error": {"code": "refused", "message": "\n".join(reasons)}})
             else:
                 told["ready" if "ready" in received.message else "forked"] = received
                 if len(told) == 2:
@@ -93,10 +95,11 @@ class BranchRequests:
             if session.checkpoints.get(name) is checkpoint:
                 drop(session, name)
 
-        child = Child(ready.pid, os.dup(line.fileno()), lambda _report: None, on_exit)
+        child = Child(ready.pid, -1, lambda _report: None, on_exit)
         checkpoint = session.checkpoints[name] = Checkpoint(child, line)
         self._loop.start(child)
-        reply({"result": ready.message["ready"]})
+        told = ready.message["ready"]
+        reply({"result": {name: _number(told, name) for name in ("files", "bytes_copied")}})
 
     def _is_fork(self, session: Session, sender: Received) -> bool:
         """Whether a process is of the session, and a child of ours that is new: its number stays its own until we reap it."""
@@ -164,11 +167,24 @@ class BranchRequests:
             theirs.close()
         report.socket.setblocking(False)
 
-        def answer(told: dict[str, Any]) -> None:
-            if "result" in told:
-                known = {"pid": session.pid, "ip": f"{session.slot}/s", "workspace": session.workspace}
-                told = {"result": {**told["result"], **known}}
-            reply(told)
+        def answer(whole: dict[str, Any]) -> None:
+            told = whole.get("result")
+            if not isinstance(told, dict):
+                reply({"error": {"code": "failed", "message": _failure(whole)}})
+                return
+            known = {"pid": session.pid, "ip": f"{session.slot}/s", "workspace": session.workspace}
+            files = told.get("files")
+            kinds = {kind: _texts(_get(files, kind)) for kind in ("changed", "removed", "created")}
+            reply(
+                {
+                    "result": {
+                        **known,
+                        "key": str(told.get("key"))[:MAX_TEXT],
+                        "lost": _texts(told.get("lost")),
+                        "files": {**kinds, "count": _number(files, "count")},
+                    }
+                }
+            )
 
         def on_begun(_mask: int) -> None:
             received = _next(report)
@@ -193,6 +209,25 @@ class BranchRequests:
         if name in session.checkpoints:
             drop(session, name)
         reply({"result": {}})
+
+
+def _failure(told: dict[str, Any]) -> str:
+    return str(_get(told.get("error"), "message") or "the fork of the checkpoint has ended")[:MAX_TEXT]
+
+
+def _get(told: object, name: str) -> object:
+    """A field of what a session's process has told, which may be anything."""
+    return told.get(name) if isinstance(told, dict) else None
+
+
+def _number(told: object, name: str) -> int:
+    value = _get(told, name)
+    return min(value, MAX_NUMBER) if isinstance(value, int) else 0
+
+
+def _texts(told: object) -> list[str]:
+    """Of a list, what is text, cut."""
+    return [text[:MAX_TEXT] for text in told[:MAX_TEXTS] if isinstance(text, str)] if isinstance(told, list) else []
 
 
 def _next(line: Line) -> Received | None:

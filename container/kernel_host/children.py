@@ -24,7 +24,7 @@ class Child:
 
     Attributes:
         pid: its process id.
-        pipe: our end; one JSON line per report, end of file when the process is gone.
+        pipe: our end; one JSON line per report, end of file when the process is gone; -1 for none.
         on_report: called with each report.
         on_exit: called once with the wait status, after the last report.
         deadline: when to kill it (monotonic seconds); None is never.
@@ -49,10 +49,17 @@ class Child:
         if len(self.received) > MAX_REPORT_BYTES:  # what it reports may come from a session
             os.kill(self.pid, signal.SIGKILL)
             return False
-        while b"\n" in self.received:
+        while self.pipe >= 0 and b"\n" in self.received:
             line, _, rest = self.received.partition(b"\n")
             self.received = bytearray(rest)
-            self.on_report(json.loads(line))
+            try:
+                message = json.loads(line)
+                if not isinstance(message, dict):
+                    raise ValueError("not a report")  # noqa: TRY004 - as for what is no JSON
+            except (ValueError, RecursionError):
+                os.kill(self.pid, signal.SIGKILL)
+                return False
+            self.on_report(message)
         return bool(data)
 
 

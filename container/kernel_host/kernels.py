@@ -102,6 +102,7 @@ class KernelRequests:
             nonlocal answered
             answered = True
             child.deadline = None
+            self._loop.silence(child)  # what is in it from now on is the session's
             reply(message)
 
         def on_exit(status: int) -> None:

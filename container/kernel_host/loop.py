@@ -6,6 +6,7 @@ import os
 import selectors
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -49,14 +50,23 @@ class Loop:
             earliest = min((deadline for deadline in deadlines if deadline is not None), default=None)
             timeout = None if earliest is None else max(0.0, earliest - time.monotonic())
             for key, mask in self.selector.select(timeout):
-                key.data(mask)
+                try:
+                    key.data(mask)
+                except Exception:  # what comes from sessions must not end the process that all of them hang on
+                    traceback.print_exc()
             self._kill_overdue()
             on_deadline()
 
     def start(self, child: Child) -> None:
         """Follows a forked child."""
         self._children[child.pid] = child
-        self.selector.register(child.pipe, selectors.EVENT_READ, lambda _mask: self._read(child))
+        if child.pipe >= 0:
+            self.selector.register(child.pipe, selectors.EVENT_READ, lambda _mask: self._read(child))
+
+    def silence(self, child: Child) -> None:
+        """Reads no more of what it reports."""
+        if child.pipe >= 0:
+            self._close(child)
 
     def follows(self, pid: int) -> bool:
         """Whether that is a child which it follows already."""
@@ -111,7 +121,7 @@ class Loop:
     def _read(self, child: Child) -> None:
         # The child may have been reaped since this descriptor was found to be readable.
         if child.pipe >= 0 and not child.read():
-            self._close(child)
+            self.silence(child)
 
     def _close(self, child: Child) -> None:
         self.selector.unregister(child.pipe)

@@ -100,6 +100,15 @@ async def test_every_tool_through_a_stdio_client(tmp_path: Path) -> None:
         woken = await call("wait", session_id=session_id)
         assert (woken.status, woken.text.splitlines()[0]) == ("interrupted", "asleep")
 
+        assert (await call("checkpoint", session_id=session_id)).text.startswith("checkpoint: c1\n")
+        await call("run_code", code="df.drop(df.index, inplace=True)", session_id=session_id)
+        assert (await call("rollback", session_id=session_id)).text.startswith(
+            f"session_id: {session_id}\ncheckpoint: c1\n"
+        )
+        branched = await call("branch_session", session_id=session_id)
+        branch = branched.text.splitlines()[0].removeprefix("session_id: ")
+        assert (await call("run_code", code="len(df)", session_id=branch)).text == "2"
+
         assert not (await call("close_session", session_id=session_id)).is_error
         closed = await call("run_code", code="1", session_id=session_id)
         assert closed.is_error
