@@ -57,7 +57,8 @@ class Child:
                 if not isinstance(message, dict):
                     raise ValueError("not a report")  # noqa: TRY004 - as for what is no JSON
             except (ValueError, RecursionError):
-                os.kill(self.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
                 return False
             self.on_report(message)
         return bool(data)

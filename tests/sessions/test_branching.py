@@ -164,9 +164,11 @@ async def test_notebooks_tell_the_story(kit: Kit) -> None:
     """Issue 7: that of a branch starts with its parent's cells and says where it branched; rollbacks are told."""
     parent = await kit.init()
     await parent.run("x = 1")
-    await parent.call("checkpoint", label="begun")
+    made = await parent.call("checkpoint", label="begun")
+    assert not made.is_error, made.text
     await parent.run("x = 2")
-    await parent.call("rollback")
+    back = await parent.call("rollback")
+    assert not back.is_error, back.text
     await parent.run("x")
     (branch,) = await branches(parent, checkpoint="c1")
     await branch.run("x + 10")
