@@ -29,6 +29,7 @@ from .pools import is_monitor, native, runs_loop, script_loop
 from .text import sendable
 from .usage import read, stat_of
 
+IDLE_SECONDS = 0.1  # for workers of asyncio.to_thread to be idle
 LOOK_SECONDS = 1.0  # for looks at variables to end
 MAX_NAMED = 5  # in a sentence
 OUR_THREADS = {"IOPub", "Control", "Shell channel"}  # ipykernel's, which may start them late
@@ -175,8 +176,13 @@ def _idle_default_threads(loop: Any) -> Collection[threading.Thread]:
     if isinstance(executor, ThreadPoolExecutor):
         threads = executor._threads  # noqa: SLF001 - see above
         waiting: Any = executor._idle_semaphore  # noqa: SLF001
-        if executor._work_queue.empty() and waiting._value >= len(threads):  # noqa: SLF001
-            return set(threads)
+        until = time.monotonic() + IDLE_SECONDS
+        while executor._work_queue.empty():  # noqa: SLF001
+            if waiting._value >= len(threads):  # noqa: SLF001
+                return set(threads)
+            if time.monotonic() > until:
+                break
+            time.sleep(0.001)  # one says so only after its result is there
     return ()
 
 
