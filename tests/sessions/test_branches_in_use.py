@@ -1,0 +1,223 @@
+"""What people do in branches, and what they had before them: see also test_branching."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+from mcp import Client
+from mcp.client import ClientRequestContext
+from mcp.types import ElicitRequestParams, ElicitResult
+
+from kernel_server.app import create_server
+from kernel_server.config import load_settings
+from tests.driving import Handle, Kit, Reply, serving
+from tests.sessions.test_branching import branches, close
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(
+        sys.version_info < (3, 11), reason="local kernels have ipykernel 6 here: see test_branching_old"
+    ),
+]
+
+
+async def test_figure_that_was_begun_before_goes_on_in_each(session: Handle) -> None:
+    """Issue 7: matplotlib's figures are part of the state, each side adds to its own."""
+    await session.run(
+        "import matplotlib.pyplot as plt\nfigure, axes = plt.subplots()\n_ = axes.plot([1, 2])\nplt.close()"
+    )
+    (branch,) = await branches(session)
+    for one, lines in ((branch, 3), (session, 2)):
+        reply = await one.run(f"for _ in range({lines - 1}): axes.plot([2, 1])\ndisplay(figure)\nlen(axes.lines)")
+        assert (reply.status, len(reply.images)) == ("ok", 1)
+        assert reply.output.splitlines()[-1] == str(lines)
+    await close(branch)
+
+
+async def test_functions_see_the_variables_of_their_own_side(session: Handle) -> None:
+    """Issue 7: functions, closures, generators, modules that were changed."""
+    await session.run(
+        "import math\nmath.mark = ['before']\ndef counter():\n    number = 0\n    while True:\n        number += 1; yield number\n"
+        "counts = counter(); next(counts)\nfactor = 2\ndef scaled(x): return factor * x"
+    )
+    (branch,) = await branches(session)
+    await branch.run("factor = 10; math.mark.append('branch'); next(counts)")
+    assert await branch.value("scaled(3), math.mark, next(counts)") == "(30, ['before', 'branch'], 3)"
+    assert await session.value("scaled(3), math.mark, next(counts)") == "(6, ['before'], 2)"
+    await close(branch)
+
+
+async def test_history_of_a_branch_goes_on_from_its_parent(session: Handle) -> None:
+    """Issue 7, In/Out and execution count, in both, and after a rollback."""
+    await session.run("40 + 2")
+    await session.call("checkpoint")
+    (branch,) = await branches(session)
+    for one, cell in ((branch, "'branch'"), (session, "'parent'")):
+        reply = await one.run(cell)
+        assert reply.result["execution_count"] == 2
+        assert await one.value("In[1], Out[1], Out[2], _2") == repr(("40 + 2", 42, cell[1:-1], cell[1:-1]))
+    await session.call("rollback")
+    assert await session.value("len(In), sorted(Out)") == "(3, [1])"
+    await close(branch)
+
+
+async def test_interrupt_stops_a_cell_of_the_branch_only(session: Handle) -> None:
+    """Issue 3, interrupt, in a branch; the parent's cell that runs at the same time goes on."""
+    await session.run("kept = 1")
+    (branch,) = await branches(session)
+    wait = "import os, time\nopen('begun', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.01)\n'done'"
+    replies: dict[str, Reply] = {}
+
+    async def run(one: Handle) -> None:
+        replies[one.session_id] = await one.run(wait)
+
+    async with anyio.create_task_group() as tasks:
+        for one in (session, branch):
+            tasks.start_soon(run, one)
+            await one.wait_for_file("begun")
+        assert (await branch.call("interrupt")).text.startswith("Interrupted after")
+        await session.call("edit_file", container_path="go", content="")
+    assert replies[branch.session_id].status == "interrupted"
+    assert (replies[session.session_id].status, replies[session.session_id].output) == ("ok", "'done'")
+    assert await branch.value("kept") == "1"
+    await close(branch)
+
+
+async def test_cancelled_call_stops_its_cell_in_a_branch(session: Handle) -> None:
+    """DESIGN, cancelling: as in any session."""
+    (branch,) = await branches(session)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(branch.run, "open('begun', 'w').close()\nimport time; time.sleep(60)")
+        await branch.wait_for_file("begun")
+        tasks.cancel_scope.cancel()
+    assert (await branch.run("'goes on'")).result["generation"] == 1
+    await close(branch)
+
+
+async def test_death_of_a_branch_is_told_in_the_branch_only(session: Handle) -> None:
+    """DESIGN, loss: it has its own checkpoints, and those of the parent are not for it."""
+    await session.run("x = 1")
+    await session.call("checkpoint", label="of the parent")
+    first, second = await branches(session, count=2)
+    await first.call("checkpoint", label="of the branch")
+    await first.run("x = 2")
+    died = await first.run("import os\nos.kill(os.getpid(), 9)")
+    assert died.status == "died"
+    assert "rollback(session_id, 'c1')" in died.text
+    for other in (session, second):
+        reply = await other.run("x")
+        assert (reply.text.splitlines()[0], reply.result["generation"]) == ("1", 1)
+        assert "Since the last call" not in reply.text
+    assert (await second.call("rollback")).is_error, "it has none of its own"
+    back = await first.call("rollback")
+    assert "checkpoint: c1\n" in back.text
+    assert await first.value("x") == "1"
+    await close(first, second)
+
+
+async def test_input_of_a_branch_is_put_to_a_person(anyio_backend: str, tmp_path: Path) -> None:
+    """Issue 3, input(): in the parent, in its branch, and after a rollback."""
+
+    async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
+        return ElicitResult(action="accept", content={"value": params.message.splitlines()[0].rpartition(" ")[2]})
+
+    folder = str(tmp_path)
+    given = {"WORKDIR": folder, "PY_EXEC_STATE_DIR": folder, "PY_EXEC_ENGINE": "local", "PY_EXEC_PRELOAD": "none"}
+    given |= {"PY_EXEC_ON_EXIT": "remove", "PY_EXEC_LOG_LEVEL": "WARNING"}
+    async with Client(create_server(load_settings(given)), elicitation_callback=answer) as client:
+
+        async def call(tool: str, session_id: str = "", **arguments: str) -> Reply:
+            arguments |= {"session_id": session_id} if session_id else {}
+            with anyio.fail_after(60):
+                return Reply(await client.call_tool(tool, arguments))
+
+        parent = re.findall(r"session_id: (\w+)", (await call("init")).text)[0]
+        await call("checkpoint", parent)
+        (branch,) = re.findall(r"^session_id: (\w+)", (await call("branch_session", parent)).text, re.MULTILINE)
+        for session_id in (parent, branch):
+            reply = await call("run_code", session_id, code=f"input('{session_id[:4]}') * 2")
+            assert reply.output.splitlines()[-1] == repr(session_id[:4] * 2)
+        assert not (await call("rollback", parent)).is_error
+        reply = await call("run_code", parent, code="input('again') * 2")
+        assert reply.output.splitlines()[-1] == "'againagain'"
+
+
+async def test_rollback_of_what_was_branched_before(session: Handle) -> None:
+    """Ours: a branch of a checkpoint is a copy: what becomes of the parent and of the checkpoint is nothing to it."""
+    await session.run("x = [1]; _ = open('file', 'w').write('1')")
+    await session.call("checkpoint")
+    (branch,) = await branches(session, checkpoint="c1")
+    await session.run("x.append(2); _ = open('file', 'w').write('2')")
+    await session.call("rollback")
+    await branch.run("x.append(3); _ = open('file', 'w').write('3')")
+    assert await session.value("x, open('file').read()") == "([1], '1')"
+    assert await branch.value("x, open('file').read()") == "([1, 3], '3')"
+    (again,) = await branches(session, checkpoint="c1")
+    assert await again.value("x, open('file').read()") == "([1], '1')"
+    await close(branch, again)
+
+
+async def test_as_many_branches_as_there_is_room_for_or_none(tmp_path: Path) -> None:
+    """DESIGN, PY_EXEC_SESSION_MAX: nothing is evicted, and no branch is made that would not be told of."""
+    async with serving(tmp_path, "local", PY_EXEC_SESSION_MAX="3", PY_EXEC_POOL="0", PY_EXEC_PRELOAD="none") as kit:
+        session = await kit.init()
+        refused = await session.call("branch_session", count=3)
+        assert refused.is_error
+        assert "All 3 sessions are in use (PY_EXEC_SESSION_MAX)" in refused.text
+        assert (await kit.call("list_sessions")).text.count("age") == 1
+        first, _ = await branches(session, count=2)
+        assert (await kit.call("init")).is_error
+        await close(first)
+        await branches(session)
+
+
+@pytest.mark.docker
+async def test_rollback_after_memory_ran_out(docker_kit: Kit) -> None:
+    """Issue 7, after a death: first a MemoryError, which leaves the state half-done, then the end of the kernel."""
+    async with docker_kit.session() as session:
+        await session.run("import os\nrows = list(range(1000))")
+        await session.call("checkpoint")
+        failed = await session.run("rows.clear()\nrows = bytearray(10**11)")
+        assert "MemoryError" in failed.text
+        assert await session.value("len(rows)") == "0"
+        assert not (await session.call("rollback")).is_error
+        assert await session.value("len(rows)") == "1000"
+        assert (await session.run("os.abort()")).status == "died"
+        assert not (await session.call("rollback")).is_error
+        assert await session.value("len(rows)") == "1000"
+
+
+OBSTACLES = {
+    "shared memory": (
+        "from multiprocessing.shared_memory import SharedMemory\nblock = SharedMemory(create=True, size=4096)",
+        "shared memory",
+        "block.close(); block.unlink(); del block",
+    ),
+    "file in /tmp": ("file = open('/tmp/written', 'w'); _ = file.write('x')", "/tmp/written", "file.close()"),
+    "process of multiprocessing": (
+        "import multiprocessing, time\nmade = multiprocessing.get_context('fork').Process(target=time.sleep, args=(1000,)); made.start()",
+        "process",
+        "made.terminate(); made.join(); made.close()",
+    ),
+    "pipe": ("import os\nends = os.pipe()", "pipe", "_ = [os.close(end) for end in ends]"),
+}
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("what", OBSTACLES)
+async def test_more_that_would_be_common_to_both_is_refused(docker_kit: Kit, what: str) -> None:
+    """Issue 7: detect, name, refuse, with what to do; done so, the same session can be branched."""
+    code, named, remedy = OBSTACLES[what]
+    async with docker_kit.session() as session:
+        assert (await session.run("kept = 1\n" + code)).status == "ok"
+        refused = await session.call("branch_session")
+        assert refused.is_error, refused.text
+        assert named in refused.text.lower()
+        assert (await session.run(remedy)).status == "ok"
+        (branch,) = await branches(session)
+        assert await branch.value("kept") == "1"
+        await close(branch)
