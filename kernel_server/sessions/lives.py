@@ -63,9 +63,14 @@ class Life:
 
 @dataclass
 class _Return:
-    """To a checkpoint: what it did to files, or why it failed."""
+    """To a checkpoint: what it did to files, or why it failed.
+
+    Attributes:
+        killed: set when nothing ends the session's processes any more; what is forked before may be ended with them.
+    """
 
     name: str
+    killed: anyio.Event = field(default_factory=anyio.Event)
     restored: Restored | None = None
     failure: str = ""
 
@@ -196,6 +201,8 @@ class Lives:
 
     async def _spawn(self, life: Life) -> Launched:
         if self._return is not None:
+            await self._return.killed.wait()
+        if self._return is not None:  # it has not failed meanwhile
             try:
                 launched, self._return.restored = await self._host.rollback(self._session_id, self._return.name)
             except (CheckpointError, EngineError) as error:
@@ -268,7 +275,10 @@ class Lives:
         self._return = _Return(name)
         life, returning = self._life, self._return
         try:
-            await self._host.kill(self._session_id)
+            try:
+                await self._host.kill(self._session_id)
+            finally:
+                returning.killed.set()
             await first(life.succeeded, self._end)
             await self.current()
         except (KernelError, EngineError) as error:

@@ -14,6 +14,8 @@ from mcp.types import ElicitRequestParams, ElicitResult
 
 from kernel_server.app import create_server
 from kernel_server.config import load_settings
+from kernel_server.hosts.base import Launched, Restored
+from kernel_server.hosts.controlled import ControlledHost
 from tests.driving import Handle, Kit, Reply, serving
 from tests.sessions.test_branching import branches, close
 
@@ -221,3 +223,30 @@ async def test_more_that_would_be_common_to_both_is_refused(docker_kit: Kit, wha
         (branch,) = await branches(session)
         assert await branch.value("kept") == "1"
         await close(branch)
+
+
+async def test_rollback_waits_until_nothing_is_being_ended_any_more(
+    session: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by repeating it: what ends the session's processes ended the fork that came back, too (3 of 100 in a container);
+    or the answer to `kill` waited for the end of that, for a minute. Here that answer is late.
+    """
+    kill, rollback = ControlledHost.kill, ControlledHost.rollback
+    told: list[str] = []
+
+    async def kill_slowly(self: ControlledHost, session_id: str) -> None:
+        await kill(self, session_id)
+        await anyio.sleep(0.3)
+        told.append("killed")
+
+    async def note_rollback(self: ControlledHost, session_id: str, name: str) -> tuple[Launched, Restored]:
+        told.append("rollback")
+        return await rollback(self, session_id, name)
+
+    await session.run("kept = 1")
+    await session.call("checkpoint")
+    monkeypatch.setattr(ControlledHost, "kill", kill_slowly)
+    monkeypatch.setattr(ControlledHost, "rollback", note_rollback)
+    assert not (await session.call("rollback")).is_error
+    assert told == ["killed", "rollback"]
+    assert await session.value("kept") == "1"
