@@ -69,6 +69,8 @@ class BranchRequests:
             reply(message)
 
         def on_message(_mask: int) -> None:
+            if ours.fileno() < 0:  # given up for a request that came at the same time
+                return
             received = _next(ours)
             if received is None:
                 give_up({"error": {"code": "failed", "message": "the kernel, or its fork, has ended"}})

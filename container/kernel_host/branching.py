@@ -7,6 +7,7 @@ A fork has one thread, and shares its descriptors: what would not survive that i
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import random
@@ -37,6 +38,10 @@ TURN_SECONDS = 1.0  # the server sends nothing meanwhile; the end of what it has
 STORE = "checkpoints"  # in the private folder of a session
 MAX_LISTED, MAX_PATH = 20, 500
 OLD = "Checkpoints need Python 3.11 or newer in the image."
+TOO_DEEP = (
+    "This session is a branch of a branch, and so on, as often as Linux can put walls around one (landlock(7)). It can go "
+    "back to its checkpoints; branch from a session that it comes from."
+)
 BUSY = "A cell is running; wait for its end, or interrupt it."
 
 
@@ -324,12 +329,22 @@ def _move(member: Member, message: dict[str, Any]) -> tuple[KernelLaunch, dict[s
         if launch.mark:
             identity.set_mark(launch.mark)
         if launch.walls is not None:
-            launch.walls.narrow([launch.workspace, launch.private, *launch.later], launch.shared)
+            _narrow(launch)
     if launch.uid is None:
         identity.die_with_parent()
     result["lost"] = [_shown(path) for path in descriptors.reopen(folders)[:MAX_LISTED]]
     _change_folders(folders, working, launch.workspace)
     return launch, result
+
+
+def _narrow(launch: KernelLaunch) -> None:
+    assert launch.walls is not None
+    try:
+        launch.walls.narrow([launch.workspace, launch.private, *launch.later], launch.shared)
+    except OSError as error:
+        if error.errno != errno.E2BIG:
+            raise
+        raise Refused(TOO_DEEP) from error
 
 
 def _told(restored: Restored) -> dict[str, Any]:

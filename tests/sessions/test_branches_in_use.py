@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
+from kernel_host import landlock
 from mcp import Client
 from mcp.client import ClientRequestContext
 from mcp.types import ElicitRequestParams, ElicitResult
@@ -250,3 +252,42 @@ async def test_rollback_waits_until_nothing_is_being_ended_any_more(
     assert not (await session.call("rollback")).is_error
     assert told == ["killed", "rollback"]
     assert await session.value("kept") == "1"
+
+
+@pytest.mark.docker
+async def test_deepest_branch_says_that_it_is(docker_kit: Kit) -> None:
+    """Ours: Landlock has 16 layers, a branch has one more than its parent. (Found as `OSError: Argument list too long`.)"""
+    if not landlock.abi():
+        pytest.skip("this Linux has no Landlock")
+    async with docker_kit.session() as parent:
+        await parent.run("x = 1")
+        made = [parent]
+        for _ in range(15):
+            made += await branches(made[-1])
+        deepest = made[-1]
+        refused = await deepest.call("branch_session")
+        assert refused.is_error
+        assert "branch from a session that it comes from" in refused.text
+        assert not (await deepest.call("checkpoint")).is_error
+        assert not (await deepest.call("rollback")).is_error
+        assert await deepest.value("x") == "1"
+        await close(*made[1:])
+
+
+async def test_calls_about_checkpoints_that_are_cancelled_leave_the_session_as_it_was(session: Handle) -> None:
+    """DESIGN, cancelling: whatever was on its way is given up or finished. (What was finished just then may be there.)"""
+    await session.run("x = [0]")
+    await session.call("checkpoint")
+    calls: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("branch_session", {"count": 2}),
+        ("checkpoint", {}),
+        ("rollback", {"checkpoint": "c1"}),
+    )
+    for tool, arguments in calls:
+        for milliseconds in (1, 3, 6, 10, 15, 25, 40):
+            with anyio.move_on_after(milliseconds / 1000):
+                await session.call(tool, **arguments)
+            assert await session.value("x") == "[0]"
+    listed = (await session.kit.call("list_sessions")).text
+    made = re.findall(rf"^ *(\w+), .*branched from {session.session_id}", listed, re.MULTILINE)
+    await close(*(Handle(session.kit, name, "") for name in made))
