@@ -172,7 +172,7 @@ class RequestError(KernelServerError):
 
 
 class CheckpointError(KernelServerError):
-    """A session cannot be kept as it is, or brought back, or branched; it is as it was before."""
+    """A session cannot be kept as it is, or brought back, or branched; unless the message says so, it is as it was before."""
 
 
 class PackageError(KernelServerError):

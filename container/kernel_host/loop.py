@@ -138,7 +138,7 @@ class Loop:
                     return
                 if child := self._children.pop(pid, None):  # else an orphan of a session's
                     self._end(child, status)
-        signal.raise_signal(signal.SIGCHLD)  # there may be more
+            signal.raise_signal(signal.SIGCHLD)  # there may be more
 
     def _end(self, child: Child, status: int) -> None:
         while child.pipe >= 0 and _readable(child.pipe):  # what it reported before it ended
