@@ -286,6 +286,13 @@ class SessionKernelApp(IPKernelApp):
             s.setsockopt(zmq.SNDHWM, MAX_QUEUED_MESSAGES)
         return int(super()._bind_socket(s, port))
 
+    def init_control(self, context: zmq.Context[Any]) -> None:
+        """Without the debugger's connection to the shell channel: a late one would be taken for the session's."""
+        shell = self.shell_socket
+        self.shell_socket = SimpleNamespace(getsockopt=lambda _option: b"")  # has no endpoint to connect to
+        super().init_control(context)
+        self.shell_socket = shell
+
     def init_sockets(self) -> None:
         """Done in `open_channels`."""
 

@@ -248,6 +248,27 @@ async def test_while_a_cell_runs(tmp_path: Path) -> None:
         assert not (await session.call("checkpoint")).is_error
 
 
+CLIENTS = """
+import _socket, os, stat
+def peers():
+    for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                one = _socket.socket(fileno=os.dup(number))
+                yield one.getpeername()
+        except OSError: pass
+[peer for peer in peers() if isinstance(peer, str) and "/s-" in peer]
+"""
+
+
+async def test_a_kernel_is_no_client_of_its_own(session: Handle) -> None:
+    """A connection of ipykernel's debugger that came late was refused as one of the session's."""
+    assert await session.value(CLIENTS) == "[]"
+    (branch,) = await branches(session)
+    assert await branch.value(CLIENTS) == "[]"
+    await close(branch)
+
+
 # -- what does not survive a fork --------------------------------------------------------------------------------------
 
 OBSTACLES = {
