@@ -6,7 +6,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -351,12 +351,13 @@ async def _started(engine: Engine, record: HostRecord, run_dir: Path, *, start: 
             "".join(said).strip() or "none",
         )
 
-    if start:
-        await _in_thread(partial(engine.start_container, container_id))
     try:
-        connecting = connect_control(run_dir / "control", record.owner.token, START_SECONDS, ended)
-        async with running(follow), connecting as control:
-            yield control
+        with closing(output):
+            if start:
+                await _in_thread(partial(engine.start_container, container_id))
+            connecting = connect_control(run_dir / "control", record.owner.token, START_SECONDS, ended)
+            async with running(follow), connecting as control:
+                yield control
     except HostLost as error:
         if said:
             raise HostLost(f"{error} It said: {''.join(said).strip()[-2000:]}") from error

@@ -45,6 +45,23 @@ DEFAULT_SOCKET = Path("/var/run/docker.sock")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
+class AttachedOutput:
+    """Chunks of what a container writes; who reads them in one thread is told of the end by `close` in another."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        with contextlib.suppress(ValueError):  # it was closed meanwhile
+            yield from self._stream
+
+    def close(self) -> None:
+        """Ends it. docker-py's own `close` leaves the descriptor to the garbage collector."""
+        with contextlib.suppress(Exception):  # it fails where the stream has ended
+            self._stream.close()
+        self._stream._response.close()  # noqa: SLF001 - there is no other way to it
+
+
 @dataclass(frozen=True)
 class EngineInfo:
     """What `docker info` says of the engine, as far as we act on it.
@@ -430,10 +447,10 @@ class Engine:
         with _mapped("start the container"):
             self._client.start(container_id)
 
-    def attach(self, container_id: str) -> Iterator[bytes]:
+    def attach(self, container_id: str) -> AttachedOutput:
         """What the container's main process writes; ends with the container. Attached when this returns."""
         with _mapped("attach to the container"):
-            return _to_its_end(self._bulk().attach(container_id, stream=True, logs=False))
+            return AttachedOutput(self._bulk().attach(container_id, stream=True, logs=False))
 
     def remove_container(self, container_id: str) -> None:
         """Kills and removes it with its anonymous volumes; no error if it is gone."""
@@ -510,15 +527,6 @@ class Engine:
                     version=self._client.api_version, timeout=BULK_TIMEOUT, **docker.utils.kwargs_from_env()
                 )
             return self._bulk_client
-
-
-def _to_its_end(stream: Any) -> Generator[bytes]:
-    """The chunks of an attached stream; its socket, which docker-py would leave open, is closed afterwards."""
-    try:
-        yield from stream
-    finally:
-        # Its own `close` shuts the connection down and leaves the descriptor to the garbage collector.
-        stream._response.close()  # noqa: SLF001 - there is no other way to it
 
 
 def _local_address() -> str:

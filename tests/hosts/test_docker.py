@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
 import pytest
 
 from kernel_server.app import host_settings
@@ -19,6 +22,7 @@ from kernel_server.hosts.rundir import RunFolder, run_folder
 from kernel_server.hosts.uids import LARGE
 from kernel_server.kernels.connection import connect_kernel, zmq_context
 from kernel_server.kernels.outputs import Stream
+from tests.driving import containers_of_this_process
 from tests.hosts.test_images import JUPYTER_LIKE, PLAIN_DEBIAN, _derive
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
@@ -91,6 +95,31 @@ async def test_the_run_folder_is_gone_afterwards() -> None:
         outer = host.folder.outer
         assert outer.is_dir()
     assert not Path(outer).exists()
+
+
+def connections() -> int:
+    """This process's to the engine."""
+    return sum("socket:" in os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+
+
+async def test_no_connection_is_left() -> None:
+    """The garbage collector found one to the output of a container, and warned in the middle of another test."""
+    engine = Engine.connect()
+    async with started():
+        (container,) = containers_of_this_process()
+        engine.attach(container).close()  # another connection of this client is kept for later
+        before = connections()
+        output = engine.attach(container)
+        assert connections() > before
+        output.close()  # nobody has read it
+        assert connections() == before
+        output = engine.attach(container)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(anyio.to_thread.run_sync, partial(list, output)))
+            await anyio.sleep(0.1)
+            output.close()  # while it is read
+        assert connections() == before
+    engine.close()
 
 
 @pytest.mark.parametrize(
