@@ -19,7 +19,8 @@ INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # prctl(2)
 KILL_DEADLINE_SECONDS = 3.0
 RESERVED_FILES = 64
-FIRST_TO_GO = "1000"  # for the OOM killer: proc(5), oom_score_adj; the rest of the container has less
+# For the OOM killer: proc(5), oom_score_adj; the rest of the container has less. What a kernel has started goes before it.
+GOES_BEFORE_US, FIRST_TO_GO = "800", "1000"
 NICE = 5  # of sessions: 60 busy processes must not keep the kernel host from seeing what they do
 DEPUTY = 65_534  # nobody: it has no other process
 
@@ -75,8 +76,23 @@ def become(uid: int) -> None:
 def yield_to_host() -> None:
     """Lets the kernel host, on which every session hangs, have the processor first and memory to the last."""
     os.nice(NICE)
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write(FIRST_TO_GO)
+    with suppress(OSError):
+        _offer("self", GOES_BEFORE_US)
+
+
+def offer(pid: int, uid: int) -> None:
+    """Has the OOM killer take a process before kernels, whose variables are gone with them."""
+    with suppress(OSError):  # it has ended
+        try:
+            with seeing_as(uid):
+                _offer(str(pid), FIRST_TO_GO)
+        except PermissionError:  # it is not dumpable: PR_SET_DUMPABLE(2const)
+            _offer(str(pid), FIRST_TO_GO)
+
+
+def _offer(pid: str, score: str) -> None:
+    with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(score)
 
 
 def act_for(uid: int) -> None:

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
+from . import identity
 from .config import Config
 from .fairness import Fairness
 from .holdings import IN_MEMORY, Held, Holdings
 from .loop import Loop
 from .sessions import Session, Sessions
-from .usage import container_memory, own_memory, processes_by_uid, with_mark
+from .usage import container_memory, own_memory, processes, processes_by_uid, with_mark
 from .workspaces import Workspaces
 
 TICK_SECONDS = 0.05  # a few processes can fill a gigabyte in half a second
@@ -27,6 +28,7 @@ FILES_SECONDS = 0.5  # between looks at file systems
 LOOK_SECONDS = 0.1  # for a close look at a session, and between such looks
 STOP_SECONDS = 1.0  # until the memory of a session that was stopped is free, at most
 AHEAD_SECONDS = 0.15  # memory that grows as it does now must not reach the limit within them
+OFFER_SECONDS = 1.0  # when memory could be full within them, the OOM killer is told whom to take before kernels
 FULL, NEARLY = 0.95, 0.7  # of a limit
 CULPRIT = 0.2  # of a limit: who uses less is not to blame
 CROWDED, SHARE = 0.9, 0.5  # of a folder in memory: when it is as full, nobody may have more
@@ -51,6 +53,7 @@ class Supervisor:
         self._fairness = Fairness(loop, config.processors)
         self._workspaces = Workspaces(config, sessions, loop, partial(stop, empty_memory=False))
         self._used = 0
+        self._offered: set[tuple[int, int]] = set()
         self._last = 0.0
         self._resumes = self._next_memory = self._next_files = 0.0
 
@@ -86,11 +89,22 @@ class Supervisor:
         memory = container_memory()
         used, limit = int(memory["used"]), int(memory["limit"])
         growth, self._used = max(0, used - self._used) / seconds, used
+        if limit and used + OFFER_SECONDS * growth >= limit:
+            self._offer_programs()
         short = limit and used >= NEARLY * limit and used + AHEAD_SECONDS * growth >= FULL * limit
         if short and now >= max(self._next_memory, self._resumes):
             self._next_memory = now + LOOK_SECONDS
             used -= own_memory(os.getpid())
             self._blame("memory", used, CULPRIT * limit, limit, Holdings.in_processes, Holdings.in_memory)
+
+    def _offer_programs(self) -> None:
+        """It may be faster than we are, and would take the largest process: a kernel that has nothing to do with it."""
+        users = {session.uid for session in self._sessions}
+        kernels = {session.pid for session in self._sessions}
+        programs = {(pid, uid) for pid, uid in processes() if uid in users and pid not in kernels}
+        for pid, uid in programs - self._offered:
+            identity.offer(pid, uid)
+        self._offered = programs
 
     def _look_at_folder(self, folder: str) -> None:
         status = os.statvfs(folder)

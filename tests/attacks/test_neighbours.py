@@ -152,6 +152,21 @@ async def test_many_small_processes_that_eat_memory(pair: Pair) -> None:
     assert (await pair.attacker.run("1")).text == "1"
 
 
+GROWS = "x = []\\nwhile len(x) < 500: x.append(bytearray(b'x') * 1_000_000)\\nimport time; time.sleep(30)"
+SCORES = "[open(f'/proc/{pid}/oom_score_adj').read().strip() for pid in (os.getpid(), growing.pid)]"
+
+
+async def test_programs_go_before_kernels(pair: Pair) -> None:
+    """Ours: the OOM killer may be faster than the supervisor, and took the kernel of the other session."""
+    await pair.attacker.run(f'{START}import os\ngrowing = start("{GROWS}")')
+
+    async def is_offered() -> bool:
+        return await pair.attacker.value(SCORES) == "['800', '1000']"
+
+    await eventually(is_offered)
+    await pair.attacker.run("growing.kill(); growing.wait()")
+
+
 @pytest.mark.parametrize(
     "code", [MEMFD, SYSTEM_V, SHARED, HIDDEN, MURDEROUS], ids=["memfd", "system v", "shared", "hidden", "murderous"]
 )
