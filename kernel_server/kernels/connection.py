@@ -1,22 +1,19 @@
 """A connection to one kernel: one reader task for each channel, replies routed by parent `msg_id`.
 
-jupyter_client makes sockets, messages and signatures. We send on the asyncio sockets ourselves: jupyter_client's
-senders go through a synchronous shadow of the socket, which can swallow the wake-up of a reply that just came.
+jupyter_client makes messages and signatures, and connects our own sockets, on which we send ourselves.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
-import zmq
-import zmq.asyncio
 
 from kernel_server.errors import KernelError
 from kernel_server.kernels.changes import Look, look_of
@@ -24,6 +21,7 @@ from kernel_server.kernels.executions import Execution, Input
 from kernel_server.kernels.messages import TOO_MUCH, Message, decode
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.kernels.replays import LastCell, last_cell_of
+from kernel_server.kernels.sockets import MAX_REST_SECONDS, RESTS, WORK_SECONDS, Context, Socket
 from kernel_server.tasks import running
 
 if TYPE_CHECKING:
@@ -38,11 +36,7 @@ FOLLOW_SECONDS = 2.0
 PROBE_INTERVAL_SECONDS = 0.1
 SEND_SECONDS = 10.0  # a kernel that takes no request for so long is stuck
 DRAIN_SECONDS, QUIET_SECONDS = 1.0, 0.1  # after a kernel's end: at most, and without a message
-WORK_SECONDS = 0.001  # on the messages of one kernel at a stretch; then others get RESTS times as long
-RESTS = 2
-MAX_REST_SECONDS = 0.5  # half of IDLE_GRACE_SECONDS
-MAX_MESSAGE_BYTES = 256 << 20  # beyond it libzmq drops the connection
-MAX_QUEUED_MESSAGES = 32  # of one channel, read by libzmq and not yet by us; a kernel that sends more has to wait
+DEATH_SECONDS = 2.0  # between the end of a kernel's connections and word of its own end
 
 Channel = Literal["shell", "control", "stdin"]
 
@@ -61,7 +55,7 @@ class KernelConnection:
         last_cell: of a kernel that served another server before, what it was given last.
     """
 
-    def __init__(self, client: AsyncKernelClient, sockets: dict[str, zmq.asyncio.Socket], late: Outputs) -> None:
+    def __init__(self, client: AsyncKernelClient, sockets: dict[str, Socket], late: Outputs) -> None:
         self.unreadable = 0
         self.last_cell: LastCell | None = None
         self._late = late
@@ -73,7 +67,7 @@ class KernelConnection:
         self._subscribed = anyio.Event()
         self._replayed = anyio.Event()
         self._catching_up = self._replaying = False
-        self._gone = False
+        self._ended = anyio.Event()
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -190,19 +184,31 @@ class KernelConnection:
         return waiting.content
 
     async def _send(self, channel: Channel, message: dict[str, Any]) -> None:
-        if self._gone:
+        if self._ended.is_set():
             raise KernelError("The kernel ended.")
         try:
             with anyio.fail_after(SEND_SECONDS):
+                if self._sockets["iopub"].ended:
+                    raise ConnectionError("what it puts out would be lost")
                 await self._sockets[channel].send_multipart(self._client.session.serialize(message))
-        except (TimeoutError, zmq.ZMQError) as error:
+        except OSError as error:
+            if isinstance(error, ConnectionError) and await self._is_ending():
+                return  # whoever waits for an answer is told
             raise KernelError("The kernel does not take requests any more.") from error
+
+    async def _is_ending(self) -> bool:
+        """Whether connections that have ended are the first sign of the kernel's own end."""
+        with anyio.move_on_after(DEATH_SECONDS):
+            await self._ended.wait()
+        return self._ended.is_set()
 
     # -- messages --------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
         """The kernel process is gone: everybody who waits for it is told."""
-        self._gone = True
+        self._ended.set()
+        for socket in self._sockets.values():
+            socket.close()
         for execution in self._executions.values():
             execution.end()
         for waiting in self._waiting.values():
@@ -302,6 +308,7 @@ class KernelConnection:
         Args:
             serving: also that the kernel has got so far as to serve requests.
         """
+        await self._wait_connected()
         with anyio.move_on_after(PROBE_INTERVAL_SECONDS):
             await self._subscribed.wait()
         while not self._subscribed.is_set():
@@ -314,6 +321,7 @@ class KernelConnection:
     async def catch_up(self) -> None:
         """Ready, for a kernel that served another server before, and may be busy: `last_cell` is known as well."""
         self._catching_up = True
+        await self._wait_connected()
         while True:
             self.last_cell = await self._ask_last_cell()
             if self.last_cell is not None and self.last_cell.reply is None:
@@ -328,32 +336,33 @@ class KernelConnection:
                 await self._subscribed.wait()
         self._catching_up = self.last_cell is not None
 
-
-@contextmanager
-def zmq_context() -> Iterator[zmq.asyncio.Context]:
-    """The context that all connections of a server share: one I/O thread, bounded messages and sends."""
-    context = zmq.asyncio.Context(io_threads=1)
-    # Options of the context are the defaults of its sockets; a limit must be set before a socket connects.
-    context.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-    context.setsockopt(zmq.RCVHWM, MAX_QUEUED_MESSAGES)
-    context.setsockopt(zmq.SNDTIMEO, int(SEND_SECONDS * 1000))
-    context.setsockopt(zmq.LINGER, 0)
-    try:
-        yield context
-    finally:
-        context.destroy(linger=0)
+    async def _wait_connected(self) -> None:
+        """Until the kernel has accepted all connections; only then SEND_SECONDS are a long time."""
+        try:
+            for socket in self._sockets.values():
+                await socket.connected()
+        except ConnectionError as error:
+            ended = await self._is_ending()
+            raise KernelError("The kernel ended." if ended else "The kernel has closed its connections.") from error
 
 
+@cache
 def import_client() -> type[AsyncKernelClient]:
     """jupyter_client takes 0.1 s to import: the server need not wait for it at its start, nor the first kernel."""
+    import traitlets
     from jupyter_client.asynchronous.client import AsyncKernelClient
 
-    return AsyncKernelClient
+    class Client(AsyncKernelClient):
+        """With sockets of our own."""
+
+        context = traitlets.Instance(Context)  # type: ignore[assignment]  # it wants zmq's
+
+    return Client
 
 
 @asynccontextmanager
 async def connect_kernel(
-    context: zmq.asyncio.Context,
+    context: Context,
     connection_info: dict[str, Any],
     late: Outputs | None = None,
     dead: anyio.Event | None = None,
@@ -398,23 +407,21 @@ async def connect_kernel(
             yield connection
     finally:
         connection.end()
-        for socket in sockets.values():
-            socket.close(linger=0)
 
 
-def _open_sockets(client: AsyncKernelClient, identity: bytes) -> dict[str, zmq.asyncio.Socket]:
+def _open_sockets(client: AsyncKernelClient, identity: bytes) -> dict[str, Socket]:
     makers: dict[str, Callable[[], Any]] = {
         "iopub": client.connect_iopub,
         "shell": partial(client.connect_shell, identity=identity),
         "control": partial(client.connect_control, identity=identity),
         "stdin": partial(client.connect_stdin, identity=identity),
     }
-    sockets: dict[str, zmq.asyncio.Socket] = {}
+    sockets: dict[str, Socket] = {}
     try:
         for channel, make in makers.items():
             sockets[channel] = make()
-    except zmq.ZMQError as error:
+    except OSError as error:
         for socket in sockets.values():
-            socket.close(linger=0)
-        raise KernelError(f"The server cannot connect to the kernel: {error}. Try again.") from error
+            socket.close()
+        raise KernelError(f"The server cannot connect to the kernel: {error.strerror or error}. Try again.") from error
     return sockets

@@ -7,12 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import anyio
-import zmq.asyncio
 
 from kernel_server.errors import CheckpointError, EngineError, KernelError
 from kernel_server.hosts.base import Death, KernelHost, Launched, Restored, SessionRecord
 from kernel_server.kernels.connection import KernelConnection, connect_kernel
 from kernel_server.kernels.outputs import Outputs
+from kernel_server.kernels.sockets import Context
 from kernel_server.sessions.checkpoints import Checkpoints
 from kernel_server.sessions.results import explain_death, explain_loss
 
@@ -97,7 +97,7 @@ class Lives:
         self,
         session_id: str,
         host: KernelHost,
-        context: zmq.asyncio.Context,
+        context: Context,
         checkpoints: Checkpoints,
         *,
         warm: bool = False,

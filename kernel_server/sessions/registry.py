@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import anyio
 import anyio.to_thread
-import zmq.asyncio
 from anyio.abc import TaskGroup
 
 from kernel_server.errors import (
@@ -28,7 +27,7 @@ from kernel_server.errors import (
     SessionUnknown,
 )
 from kernel_server.hosts.base import Death, KernelHost, KernelHosts, SessionRecord
-from kernel_server.kernels.connection import zmq_context
+from kernel_server.kernels.sockets import Context
 from kernel_server.sessions.checkpoints import Checkpoint, Checkpoints, Origin
 from kernel_server.sessions.fleet import Fleet, OnWait
 from kernel_server.sessions.pool import Pool
@@ -75,7 +74,7 @@ class Registry:
         hosts: KernelHosts,
         limits: Limits,
         journals: JournalFolder,
-        context: zmq.asyncio.Context,
+        context: Context,
         tasks: TaskGroup,
     ) -> None:
         self.limits = limits
@@ -427,7 +426,7 @@ def _new_id() -> str:
 @asynccontextmanager
 async def open_registry(hosts: KernelHosts, limits: Limits, journals: JournalFolder) -> AsyncIterator[Registry]:
     """A registry whose sessions and container end with the block."""
-    with zmq_context() as context:
+    with Context() as context:
         async with running() as tasks:
             registry = Registry(hosts, limits, journals, context, tasks)
             tasks.start_soon(registry.expire_idle_sessions)

@@ -12,7 +12,6 @@ from datetime import datetime, timezone
 from functools import partial
 
 import anyio
-import zmq.asyncio
 from anyio.abc import TaskGroup
 
 from kernel_server.errors import CheckpointError, EngineError, FileError, KernelError, SessionError
@@ -20,6 +19,7 @@ from kernel_server.hosts.base import Death, Kept, KernelHost, Launched, Restored
 from kernel_server.kernels.changes import Look
 from kernel_server.kernels.executions import END_OF_INPUT
 from kernel_server.kernels.outputs import Outputs
+from kernel_server.kernels.sockets import Context
 from kernel_server.sessions.checkpoints import Checkpoint, Checkpoints, Origin
 from kernel_server.sessions.jobs import TITLE_CHARACTERS, Job
 from kernel_server.sessions.lives import Life, Lives, Loss, first
@@ -72,7 +72,7 @@ class Session:
         self,
         session_id: str,
         host: KernelHost,
-        context: zmq.asyncio.Context,
+        context: Context,
         journal: Journal,
         *,
         checkpoints: Checkpoints,

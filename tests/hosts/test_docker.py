@@ -20,8 +20,9 @@ from kernel_server.hosts.docker import docker_host
 from kernel_server.hosts.engine import Engine
 from kernel_server.hosts.rundir import RunFolder, run_folder
 from kernel_server.hosts.uids import LARGE
-from kernel_server.kernels.connection import connect_kernel, zmq_context
+from kernel_server.kernels.connection import connect_kernel
 from kernel_server.kernels.outputs import Stream
+from kernel_server.kernels.sockets import Context
 from tests.driving import containers_of_this_process
 from tests.hosts.test_images import JUPYTER_LIKE, PLAIN_DEBIAN, _derive
 
@@ -38,7 +39,7 @@ async def started(**settings: str) -> AsyncIterator[ControlledHost]:
 
 async def printed(host: ControlledHost, session_id: str, code: str) -> str:
     launched = await host.spawn(session_id)
-    with zmq_context() as context:
+    with Context() as context:
         async with connect_kernel(context, launched.connection) as kernel, kernel.execute(code) as execution:
             await execution.wait_over()
     return "".join(item.text for item in execution.outputs.items if isinstance(item, Stream))

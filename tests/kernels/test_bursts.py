@@ -12,7 +12,8 @@ import pytest
 
 from kernel_server.hosts.base import HostSettings
 from kernel_server.hosts.local import local_host
-from kernel_server.kernels.connection import KernelConnection, connect_kernel, zmq_context
+from kernel_server.kernels.connection import KernelConnection, connect_kernel
+from kernel_server.kernels.sockets import Context
 
 BURSTS = 1000
 LARGEST_BURST = 12
@@ -24,7 +25,7 @@ async def running_kernel(state_dir: Path) -> AsyncIterator[KernelConnection]:
     settings = HostSettings("", [], 1, 0, 0, 0, 0, 0, state_dir, None, "")
     async with local_host(settings, print) as host:
         launched = await host.spawn("bursts")
-        with zmq_context() as context:
+        with Context() as context:
             async with connect_kernel(context, launched.connection) as kernel:
                 yield kernel
 

@@ -6,14 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 import anyio.lowlevel
 import pytest
-import zmq.asyncio
+import zmq
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from kernel_server.kernels.connection import KernelConnection
 from kernel_server.kernels.executions import Execution
 from kernel_server.kernels.outputs import MAX_TAIL_BYTES, MAX_TEXT_BYTES, Outputs, Stream
+from kernel_server.kernels.sockets import SUB, SUBSCRIBE, Context
 from tests.driving import eventually
 from tests.kernels.test_bursts import running_kernel
 
@@ -152,18 +154,21 @@ async def test_message_of_millions_of_values_is_told_as_dropped_and_others_are_s
         assert execution.reply.status == "ok"
 
 
-async def test_reader_of_a_flooded_channel_lets_others_work() -> None:
+async def test_reader_of_a_flooded_channel_lets_others_work(tmp_path: Path) -> None:
     """Issue 3: one session's flood is not another's delay. With a message at hand, receiving never yields by itself."""
     client = AsyncKernelClient()
     names = ["stdout"] * MESSAGES + ["stderr"]
-    with zmq.asyncio.Context() as context, context.socket(zmq.PUSH) as flooding, context.socket(zmq.PULL) as flooded:
-        for socket in (flooding, flooded):
-            socket.set_hwm(len(names))
-        flooding.bind("inproc://flood")
-        flooded.connect("inproc://flood")
+    with zmq.Context() as libzmq, libzmq.socket(zmq.XPUB) as flooding, Context() as context:
+        flooding.set_hwm(len(names))
+        flooding.bind(f"ipc://{tmp_path}/flood")
+        flooded = context.socket(SUB)
+        flooded.setsockopt(SUBSCRIBE, b"")
+        flooded.connect(f"ipc://{tmp_path}/flood")
+        await flooded.connected()
+        await anyio.to_thread.run_sync(flooding.recv)  # the subscription
         for name in names:
             message = client.session.msg("stream", {"name": name, "text": "x" * 1000})
-            await flooding.send_multipart(client.session.serialize(message))
+            flooding.send_multipart(client.session.serialize(message))
         outputs, turns = Outputs(), 0
         connection = KernelConnection(client, {"iopub": flooded}, outputs)
         async with anyio.create_task_group() as tasks:
