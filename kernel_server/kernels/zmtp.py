@@ -31,14 +31,14 @@ class ProtocolError(Exception):
 
 
 def minor_version(greeting: bytes) -> int:
-    """Of a peer's whole greeting.
+    """Of a peer's whole greeting: 0, or 1 for all that is later.
 
     Raises:
         ProtocolError: it does not speak ZMTP 3 with the NULL mechanism.
     """
     if greeting[0] != 0xFF or greeting[9] != 0x7F or greeting[10] < 3 or greeting[12:32] != GREETING[12:32]:
         raise ProtocolError("a greeting of something else")
-    return greeting[11] if greeting[10] == 3 else 1
+    return 0 if greeting[10:12] == b"\x03\x00" else 1
 
 
 def message(parts: Sequence[bytes]) -> bytes:

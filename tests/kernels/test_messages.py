@@ -14,6 +14,7 @@ from jupyter_client.session import DELIM, Session
 
 from kernel_server.kernels import messages
 from kernel_server.kernels.messages import MAX_BARE_BYTES, MAX_PART_BYTES, MAX_VALUES, Message, decode, outside_of_texts
+from kernel_server.kernels.zmtp import CUT
 
 SESSION = Session(key=b"key", digest_history_size=0)
 HEADER = {"msg_id": "1", "msg_type": "kernel_info_reply", "version": "5.3"}
@@ -142,6 +143,17 @@ def test_metadata_that_is_too_much_is_left_out() -> None:
     parts[2] = b'{"more":' + RICH["arrays"] + b"}"
     message = decode(SESSION, [DELIM, SESSION.sign(parts), *parts])
     assert message == Message("display_data", "0", {"data": {"application/json": 0}, "metadata": {}}, {})
+
+
+def test_content_that_was_not_kept_is_told_and_needs_no_signature() -> None:
+    """Ours: nobody can check it; buffers are not read at all."""
+    *head, content = shown(b"[]")
+    message = decode(SESSION, [*head, CUT])
+    assert (message.msg_type, message.parent, message.content, message.refused) == ("display_data", "0", {}, True)
+    assert not decode(SESSION, [*head, content, CUT]).refused
+    for place in range(1, 3):
+        with pytest.raises(ValueError, match="no message"):
+            decode(SESSION, [*head[: place + 1], CUT, *head[place + 2 :], CUT])
 
 
 def test_message_that_is_too_much_must_be_signed() -> None:
