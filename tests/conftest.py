@@ -47,7 +47,7 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """Sockets of pyzmq know asyncio only."""
+    """Our sockets, and those of pyzmq, know asyncio only."""
     return "asyncio"
 
 

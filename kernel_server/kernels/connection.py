@@ -232,6 +232,7 @@ class KernelConnection:
             if begun - asked > WORK_SECONDS:  # others have had their turn
                 worked = 0.0
             self.receive(channel, frames)
+            del frames  # as large as one may be, it is not kept beside the next
             worked += time.perf_counter() - begun
 
     async def _rest(self, seconds: float) -> None:
