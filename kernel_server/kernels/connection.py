@@ -229,8 +229,7 @@ class KernelConnection:
             asked = time.perf_counter()
             frames = await socket.recv_multipart()
             begun = time.perf_counter()
-            if begun - asked > WORK_SECONDS:  # others have had their turn
-                worked = 0.0
+            worked = max(0.0, worked - (begun - asked) / RESTS)  # others have had their turn
             self.receive(channel, frames)
             del frames  # as large as one may be, it is not kept beside the next
             worked += time.perf_counter() - begun

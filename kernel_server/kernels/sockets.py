@@ -31,6 +31,7 @@ CHUNK_BYTES = 16 << 10  # read at once, so many parts of one byte take about 2 m
 BODY_CHUNK_BYTES = 256 << 10  # the same within a large part, which takes no parsing
 DIAL_SECONDS = 0.02  # between attempts while the kernel has too many connections to accept
 WORK_SECONDS = 0.001  # on one kernel at a stretch; then others get RESTS times as long
+BODY_WORK_SECONDS = 0.05  # the same within a large part, so that a picture is not put off; each chunk takes 0.1 ms
 RESTS = 2
 MAX_REST_SECONDS = 0.5  # half of IDLE_GRACE_SECONDS
 MAX_PING_BYTES = 16  # of its context, which is sent back (ZMTP 3.1, heartbeating)
@@ -249,12 +250,12 @@ class Socket:
             self._pause()
             return
         begun = time.perf_counter()
-        if begun - self._last > WORK_SECONDS:  # others have had their turn
-            self._worked = 0.0
+        self._worked = max(0.0, self._worked - (begun - self._last) / RESTS)  # others have had their turn
         self._read()
         self._last = time.perf_counter()
         self._worked += self._last - begun
-        if self._worked > WORK_SECONDS and self._reading:
+        within = self._reader.keeping and self._reader.missing >= CHUNK_BYTES
+        if self._worked > (BODY_WORK_SECONDS if within else WORK_SECONDS) and self._reading:
             self._pause()
             self._timer = self._loop.call_later(min(RESTS * self._worked, MAX_REST_SECONDS), self._resume)
 

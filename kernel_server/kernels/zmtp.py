@@ -93,6 +93,11 @@ class Reader:
         self._body: bytearray | None = None  # of the frame that has not come whole; None if it is not kept
         self.missing = 0  # bytes of that frame; no message is over before they have come
 
+    @property
+    def keeping(self) -> bool:
+        """Whether what is missing will be kept."""
+        return self._body is not None
+
     def feed(self, data: bytes) -> None:
         """Takes more bytes."""
         self._data = self._data[self._at :] + data if self._at < len(self._data) else data
