@@ -140,7 +140,7 @@ def _checkpoint(app: SessionKernelApp, member: Member, asked: Received) -> Recei
     if found:
         _refuse(asked, found)
         return None
-    unpaused = pools.quieten()
+    unpaused = pools.quieten(member.own.native)
     answer = Line.of(asked.descriptors[0])
     try:
         in_kernel = not fork_apart()
@@ -154,13 +154,14 @@ def _checkpoint(app: SessionKernelApp, member: Member, asked: Received) -> Recei
             answer.send({"forked": [], "refused": threads} if threads else {"forked": []})
         answer.close()
         return None
-    _leave(member, answer)
+    _keep_apart(member)
     return _stand_still(member, answer, asked.message)
 
 
 def fork_apart() -> bool:
     """Forks a child that leads a process group, and that is the kernel host's as soon as it is `settled`; True in it.
 
+    It is the child of a child, so that code of the session that waits for its own finds none that it does not know.
     Its random numbers go on as ours would have: Python seeds them anew in a fork.
 
     Raises:
@@ -199,9 +200,15 @@ def reap() -> None:
         os.waitpid(_MIDDLES.pop(), 0)
 
 
+def _keep_apart(member: Member) -> None:
+    """What is open in both must not be what both use; to be done before the kernel goes on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The kernel goes on reading and writing where it was: places in files are common to a process and its fork.
+    descriptors.reopen({folder: folder for folder in (member.launch.workspace, member.launch.private)})
+
+
 def _leave(member: Member, answer: Line) -> None:
     """Lets go of what belongs to the kernel that we were forked from: its server must see that close with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
@@ -213,8 +220,6 @@ def _leave(member: Member, answer: Line) -> None:
             its_own = target.startswith("pipe:") and (status.st_dev, status.st_ino) in member.own.kept.descriptors
             if descriptor != answer.fileno() and (its_own or target.startswith(("socket:", "anon_inode:"))):
                 os.close(descriptor)
-    # The kernel goes on reading and writing where it was: places in files are common to a process and its fork.
-    descriptors.reopen({folder: folder for folder in (member.launch.workspace, member.launch.private)})
 
 
 def _stand_still(member: Member, answer: Line, asked: dict[str, Any]) -> Received:
@@ -226,6 +231,7 @@ def _stand_still(member: Member, answer: Line, asked: dict[str, Any]) -> Receive
             taken = snapshots.take(launch.workspace, member.store, name, int(asked["limit"]), launch.private)
         settled()
         answer.send({"ready": {"files": taken.files, "bytes_copied": taken.bytes_copied}})
+        _leave(member, answer)  # beside the cell that follows
         while (received := answer.receive()) is not None:
             with suppress(OSError):  # the kernel host is told by the end of what it waits at
                 if fork_apart():

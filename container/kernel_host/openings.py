@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from .descriptors import Descriptor, beneath, descriptors
 from .usage import read
 
-SHARED = re.compile(r"^\S+ .([w-]).s \S+ \S+ \d+ *(.*)$", re.MULTILINE)  # proc(5), /proc/pid/maps
+SHARED = re.compile(r"\S+ .([w-]).s \S+ \S+ \d+ *(.*)")  # a line of /proc/pid/maps, proc(5)
+MAX_START = 40  # of such a line, up to the end of its access rights
 GPU = ("/dev/nvidia", "/dev/dri/", "/dev/kfd")
 HARMLESS_DEVICES = {f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")}
 SQLITE_MAGIC = b"SQLite format 3\0"  # https://www.sqlite.org/fileformat.html, 1.2
@@ -53,8 +54,9 @@ class Kept(NamedTuple):
     @classmethod
     def here(cls) -> Kept:
         """Looks."""
-        mapped = SHARED.findall(read("/proc/self/maps"))
-        return cls(frozenset(descriptor.key for descriptor in descriptors()), frozenset(name for _, name in mapped))
+        return cls(
+            frozenset(descriptor.key for descriptor in descriptors()), frozenset(_shared(read("/proc/self/maps")))
+        )
 
 
 class Openings:
@@ -72,7 +74,8 @@ class Openings:
         self._roots = tuple(os.path.realpath(root) for root in roots)
         self._maps = read("/proc/self/maps")
         idle = _idle_arenas()
-        self._shared = {name: access for access, name in SHARED.findall(self._maps) if name not in own.mapped | idle}
+        known = own.mapped | idle
+        self._shared = {name: access for name, access in _shared(self._maps).items() if name not in known}
         self._descriptors = [
             descriptor
             for descriptor in descriptors()
@@ -145,6 +148,12 @@ class Openings:
         path = path.removesuffix(" (deleted)")
         workspace = self._roots[0]
         return path[len(workspace) + 1 :] if beneath(path, workspace) else path
+
+
+def _shared(maps: str) -> dict[str, str]:
+    """What is mapped with MAP_SHARED: names, and whether it may be written ("w"). There are hundreds of other lines."""
+    lines = (SHARED.fullmatch(line) for line in maps.split("\n") if "s " in line[:MAX_START])
+    return {match[2]: match[1] for match in lines if match}
 
 
 def _is_database(descriptor: Descriptor) -> bool:

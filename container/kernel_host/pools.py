@@ -61,8 +61,11 @@ NATIVE = "these threads do not survive in a copy of the process, and what needs 
 session without that library, or run what needs it in a process of its own (subprocess)"
 
 
-def quieten() -> list[str]:
+def quieten(own: Collection[int] = ()) -> list[str]:
     """Ends idle threads that come back by themselves, right before the fork: those of OpenMP, and tqdm's monitor.
+
+    Args:
+        own: ids of the kernel's own threads; where there are no others, there is nothing to end.
 
     Returns:
         The OpenMP libraries that cannot do that: paths.
@@ -71,7 +74,7 @@ def quieten() -> list[str]:
         if is_monitor(thread):
             with suppress(Exception):  # tqdm's code, or what looks like it
                 thread.exit()  # type: ignore[attr-defined]  # of TMonitor
-    maps = read("/proc/self/maps")
+    maps = read("/proc/self/maps") if set(native()) - set(own) else ""
     return [path for path in sorted(set(OPENMP.findall(maps)) if "omp" in maps else ()) if not _pause(path)]
 
 
