@@ -152,6 +152,7 @@ class Death:
         out_of_memory: the container's memory limit killed something since the last death.
         exceeded: the limit for which the kernel host ended it.
         checkpoints: names of the session's checkpoints that are still there; None if that was not told.
+        cut_off: it was ended because nothing came through its connections any more.
     """
 
     session_id: str
@@ -161,6 +162,7 @@ class Death:
     out_of_memory: bool
     exceeded: Exceeded | None = None
     checkpoints: tuple[str, ...] | None = None
+    cut_off: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,13 @@ class KernelConnection:
     Attributes:
         unreadable: messages that did not parse and were dropped.
         last_cell: of a kernel that served another server before, what it was given last.
+        cut_off: set when it has closed a connection, and goes on: neither requests nor results get through any more.
     """
 
     def __init__(self, client: AsyncKernelClient, sockets: dict[str, Socket], late: Outputs) -> None:
         self.unreadable = 0
         self.last_cell: LastCell | None = None
+        self.cut_off = anyio.Event()
         self._late = late
         self._received = self._resting = 0
         self._client = client
@@ -194,7 +196,10 @@ class KernelConnection:
         except OSError as error:
             if isinstance(error, ConnectionError) and await self._is_ending():
                 return  # whoever waits for an answer is told
-            raise KernelError("The kernel does not take requests any more.") from error
+            raise KernelError(
+                "The kernel does not take requests any more. Copy out the files that you need, close the session, and "
+                "go on in a new one."
+            ) from error
 
     async def _is_ending(self) -> bool:
         """Whether connections that have ended are the first sign of the kernel's own end."""
@@ -233,6 +238,19 @@ class KernelConnection:
             self.receive(channel, frames)
             del frames  # as large as one may be, it is not kept beside the next
             worked += time.perf_counter() - begun
+
+    async def watch(self) -> None:
+        """Looks for connections that end, and not because the kernel does."""
+        async with anyio.create_task_group() as tasks:
+
+            async def wait(socket: Socket) -> None:
+                await socket.wait_ended()
+                tasks.cancel_scope.cancel()
+
+            for socket in self._sockets.values():
+                tasks.start_soon(wait, socket)
+        if not await self._is_ending():
+            self.cut_off.set()
 
     async def _rest(self, seconds: float) -> None:
         self._resting += 1
@@ -397,7 +415,7 @@ async def connect_kernel(
     sockets = _open_sockets(client, identity)
     connection = KernelConnection(client, sockets, Outputs() if late is None else late)
     try:
-        async with running(*(partial(connection.read, channel) for channel in sockets)):
+        async with running(connection.watch, *(partial(connection.read, channel) for channel in sockets)):
             try:
                 with anyio.fail_after(RESUME_SECONDS if resume else READY_SECONDS):
                     async with running(end_when_dead):

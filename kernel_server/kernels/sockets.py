@@ -68,13 +68,11 @@ class Socket:
     Attributes:
         identity: what the kernel's ROUTER knows us by.
         linger: ignored, as nothing is queued here: what `send_multipart` has returned from is the kernel's.
-        ended: the kernel has closed the connection, or sent what is no ZMTP, or we have closed it.
     """
 
     def __init__(self, socket_type: int, opened: socket.socket, siblings: set[Socket]) -> None:
         self.identity = b""
         self.linger = 0
-        self.ended = False
         self._type = socket_type
         self._socket = opened
         self._siblings = siblings
@@ -83,6 +81,7 @@ class Socket:
         self._topics: list[bytes] = []
         self._greeting = b""
         self._minor: int | None = None  # version of the peer, once it has greeted
+        self._ended = anyio.Event()
         self._ready = anyio.Event()  # the handshake is over, one way or the other
         self._reader = zmtp.Reader()
         self._message: list[bytes] | None = None  # that nobody has asked for yet
@@ -93,6 +92,15 @@ class Socket:
         self._sending = anyio.Lock(fast_acquire=True)
         self._writable: asyncio.Future[None] | None = None
         self._half_sent = False
+
+    @property
+    def ended(self) -> bool:
+        """The kernel has closed the connection, or sent what is no ZMTP, or we have closed it."""
+        return self._ended.is_set()
+
+    async def wait_ended(self) -> None:
+        """Waits for that."""
+        await self._ended.wait()
 
     def setsockopt(self, option: int, value: bytes) -> None:
         """Subscribes to a topic; there is no other option. Not later than `connect`, or right after it."""
@@ -306,7 +314,7 @@ class Socket:
         """Closes the descriptor; what has been read stays to be received."""
         if self.ended:
             return
-        self.ended = True
+        self._ended.set()
         self._ready.set()
         if self._timer is not None:
             self._timer.cancel()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 
@@ -180,7 +181,10 @@ class Lives:
                 if self._last_death is not None and self._last_death.pid == life.pid:
                     life.dead.set()
                 life.ready.set()
-                await first(life.dead, self._end)
+                await first(life.dead, self._end, kernel.cut_off)
+                if kernel.cut_off.is_set():
+                    await self.kill()
+                    await first(life.dead, self._end)
                 if not self._end.is_set():
                     if self._return is None:
                         await kernel.drain()
@@ -248,6 +252,9 @@ class Lives:
 
     def on_death(self, death: Death) -> None:
         """The kernel host reports that a kernel of this session has ended."""
+        kernel = self._life.kernel
+        if kernel is not None and kernel.cut_off.is_set() and death.signal == signal.SIGKILL:
+            death = replace(death, cut_off=not (death.exceeded or death.out_of_memory))
         self._last_death = death
         if death.pid == self._life.pid and not self._life.dead.is_set():
             if self._return is None:

@@ -73,6 +73,8 @@ def explain_death(death: Death | None, exiting: bool, memory: str) -> str:
         return "The kernel ended."
     if death.exceeded is not None:
         return _explain_limit(death.exceeded)
+    if death.cut_off:
+        return "The kernel was killed because it had closed its connections to the server: no result came any more."
     if death.out_of_memory:
         limit = f" ({memory}, PY_EXEC_MEMORY)" if memory else ""
         return f"The kernel was killed because the container's memory limit{limit} was reached."

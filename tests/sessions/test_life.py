@@ -290,6 +290,26 @@ async def test_what_was_shown_right_before_a_death_is_kept(session: Handle, show
         assert reply.text.strip("'").startswith("last words")
 
 
+SHUTS_CONNECTIONS = """
+import os, socket
+for number in range(3, 200):
+    try:
+        one = socket.socket(fileno=os.dup(number))
+        one.getpeername()  # does not listen
+        if "/s-" in str(one.getsockname()): one.shutdown(socket.SHUT_RDWR)
+    except OSError: pass
+"""
+
+
+async def test_kernel_without_connections_is_ended_and_followed_by_a_fresh_one(session: Handle) -> None:
+    """Ours: otherwise its cell would seem to run for ever, and those behind it wait."""
+    told = await session.run(f"kept = 1{SHUTS_CONNECTIONS}", wait=20)
+    assert told.status == "died"
+    assert "closed its connections" in told.text
+    assert "(generation 2)" in told.text
+    assert await session.value("'kept' in globals()") == "False"
+
+
 @pytest.mark.one_container
 async def test_death_while_idle_is_told_once_in_the_next_result(session: Handle) -> None:
     """DESIGN, loss: nothing is silently replaced. Another session sees that the process is gone."""
