@@ -81,18 +81,27 @@ class Checkpoints:
         shown = one_line(label, LABEL_CHARACTERS)
         return Checkpoint(name, secrets.token_hex(8), shown, execution_count, journaled, begun, automatic)
 
-    def add(self, checkpoint: Checkpoint) -> list[Checkpoint]:
-        """It has been made; returns those for which there is no room any more."""
+    def add(self, checkpoint: Checkpoint, *, ahead: bool = False) -> list[Checkpoint]:
+        """It has been made; returns those for which there is no room any more.
+
+        Args:
+            ahead: before a cell that may come later; until then it takes no other's place.
+        """
         replaced = self._kept.pop(checkpoint.name, None)  # of the same cell, before a rollback
         self._kept[checkpoint.name] = checkpoint
         if not checkpoint.automatic:
             self._last += 1
-        kind = [one for one in self if one.automatic == checkpoint.automatic]
-        room = self.keep_automatic if checkpoint.automatic else self.keep
+        excess = self.excess(automatic=checkpoint.automatic, more=int(ahead))
+        return [*excess, replaced] if replaced else excess
+
+    def excess(self, *, automatic: bool, more: int = 0) -> list[Checkpoint]:
+        """Takes those out for which there is no room; `more` is how many more than otherwise may stay."""
+        kind = [one for one in self if one.automatic == automatic]
+        room = (self.keep_automatic if automatic else self.keep) + more
         excess = kind[: max(0, len(kind) - room)]
         for old in excess:
             del self._kept[old.name]
-        return [*excess, replaced] if replaced else excess
+        return excess
 
     def remove(self, name: str) -> None:
         """It is gone."""

@@ -138,7 +138,7 @@ class Installer:
     async def _work(self, session: Session, requirements: Sequence[Requirement], install: Install) -> None:
         try:
             with install.scope:
-                async with session.in_use(), self._limiter:
+                async with session.in_use(changes=True), self._limiter:
                     install.installed = await self._install(session, requirements, install)
         except (KernelServerError, OSError) as error:
             install.failure = session.ending or error  # where it has been ended, that is the reason

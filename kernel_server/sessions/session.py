@@ -94,6 +94,7 @@ class Session:
         self.origin: Origin | None = None
         self._execution_count = 0  # of the last cell
         self._unkept = ""  # why there was no automatic checkpoint, as it was told last
+        self._kept_ahead = False  # the session still is what it is in its last automatic checkpoint
         self._lives = Lives(session_id, host, context, checkpoints, warm=warm)
         self._runner = Runner(session_id, host, self._lives, journal)
         self._remembered = 0  # the generation that was written down last, and when that was
@@ -124,6 +125,7 @@ class Session:
         """The kernel host reports that a kernel of this session has ended."""
         if death.checkpoints is not None:
             self.checkpoints.keep_only(death.checkpoints)
+        self._kept_ahead = False
         self._lives.on_death(death)
         self._remember()
 
@@ -216,8 +218,11 @@ class Session:
             return self._usage
 
     @asynccontextmanager
-    async def in_use(self) -> AsyncIterator[None]:
+    async def in_use(self, *, changes: bool = False) -> AsyncIterator[None]:
         """Keeps the session from expiring for the length of the block.
+
+        Args:
+            changes: the block changes its files or variables, and is no cell.
 
         Raises:
             SessionError: it has been ended, also where that makes the block fail.
@@ -230,6 +235,8 @@ class Session:
             self.check_open()
             raise
         finally:
+            if changes:
+                self._kept_ahead = False
             self._users -= 1
             self.last_used = time.monotonic()
             self._usage = None
@@ -287,16 +294,32 @@ class Session:
         """Makes a checkpoint before a cell, if that is wanted; returns why there is none, if that is news."""
         if not self.checkpoints.keep_automatic:
             return ""
-        checkpoint = self.checkpoints.new("", self._execution_count, self.journal.size, automatic=True)
         try:
-            await self._keep(checkpoint.key)
+            if not self._kept_ahead:
+                await self._add_automatic()
         except (CheckpointError, KernelError, EngineError) as error:
             news = str(error) if str(error) != self._unkept else ""
             self._unkept = str(error)
             return news and f"There is no checkpoint before this cell. {news}"
-        self._unkept = ""
-        self._drop(self.checkpoints.add(checkpoint))
+        self._unkept, self._kept_ahead = "", False
+        self._drop(self.checkpoints.excess(automatic=True))
         return ""
+
+    async def _keep_ahead(self) -> None:
+        """Makes the checkpoint before the next cell while nobody waits for that: agents think between two calls."""
+        async with self._turn:
+            if self.waiting_jobs or self._ending is not None:
+                return
+            self._kept_ahead = True
+            try:
+                await self._add_automatic()
+            except (CheckpointError, KernelError, EngineError, SessionError):  # the cell tries again, and tells
+                self._kept_ahead = False
+
+    async def _add_automatic(self) -> None:
+        checkpoint = self.checkpoints.new("", self._execution_count, self.journal.size, automatic=True)
+        await self._keep(checkpoint.key)
+        self._drop(self.checkpoints.add(checkpoint, ahead=True))
 
     def _drop(self, checkpoints: list[Checkpoint]) -> None:
         """Removes them while what comes next goes on."""
@@ -316,6 +339,7 @@ class Session:
             with anyio.CancelScope(shield=True):  # half of it would be neither state
                 restored = await self._lives.roll_back(checkpoint.key)
             self._execution_count, self._lives.loss = checkpoint.execution_count, None
+            self._kept_ahead = False
             text = f"*Rolled back to checkpoint {checkpoint.described}: variables and files are what they were then.*"
             self.remark(text)
             self._remember()
@@ -439,7 +463,7 @@ class Session:
             KernelError, EngineError: there is no kernel, or it does not answer.
             SessionError: the session has been ended.
         """
-        async with self.in_use():
+        async with self.in_use(changes=bool(expression)):
             life = await self._current_life()
             assert life.kernel is not None
             with anyio.move_on_after(LOOK_SECONDS):
@@ -486,6 +510,8 @@ class Session:
                 return await self._run(job)
 
         await self._settle(job, run)
+        if self.checkpoints.keep_automatic:
+            await self._keep_ahead()
 
     async def _settle(self, job: Job, run: Callable[[], Awaitable[CellResult]]) -> None:
         """Runs a job to its end; its outcome is there afterwards, whatever happens."""

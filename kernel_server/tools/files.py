@@ -43,7 +43,7 @@ async def cp_in(
     with opened_folder(services(ctx).input_folder, "WORKDIR_IN") as folder, open_to_send(folder, relative) as sending:
         target = _target(container_path or sending.name, "container_path", session)
         path = f"{target.relative}/" if target.folder_meant and target.relative else target.relative
-        async with in_use(session):
+        async with in_use(session, changes=True):
             at = await host.put(_owner(target, session), path, sending.tar, sending.name)
         return text_result(
             f"Copied {_amount(sending)} to {_shown(target.shared, at)}.{_left_out(sending.skipped, len(sending.skipped))}"
@@ -108,7 +108,7 @@ async def edit_file(
     target = _target(container_path, "container_path", session)
     if not target.relative or target.folder_meant:
         raise FileError(f"container_path {container_path!r} is a folder; give the name of a text file.")
-    async with in_use(session):
+    async with in_use(session, changes=True):
         created = await host.edit(_owner(target, session), target.relative, content, old)
     did = "Replaced the passage in" if old else "Created" if created else "Overwrote"
     return text_result(f"{did} {_shown(target.shared, target.relative)} ({human_size(len(content.encode()))} written).")

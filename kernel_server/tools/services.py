@@ -67,9 +67,9 @@ async def find_host(ctx: Context, session_id: str) -> tuple[KernelHost, Session 
     return await registry.host(reporting(ctx)), None
 
 
-def in_use(session: Session | None) -> AbstractAsyncContextManager[None]:
+def in_use(session: Session | None, *, changes: bool = False) -> AbstractAsyncContextManager[None]:
     """Keeps a session, if there is one, from expiring for the length of the block; raises as `Session.in_use`."""
-    return session.in_use() if session else nullcontext()
+    return session.in_use(changes=changes) if session else nullcontext()
 
 
 def text_result(text: str, structured: BaseModel | None = None, meta: dict[str, Any] | None = None) -> CallToolResult:

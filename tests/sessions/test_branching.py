@@ -236,6 +236,31 @@ async def test_automatic_checkpoints(tmp_path: Path) -> None:
         assert "no checkpoint" not in (await session.run("x")).text, "told once"
 
 
+async def test_automatic_checkpoints_know_what_came_between_two_cells(tmp_path: Path) -> None:
+    """Ours: they are made after a cell, while nobody waits; files and variables may be changed before the next."""
+    settings = {"PY_EXEC_AUTO_CHECKPOINTS": "3", "PY_EXEC_PRELOAD": "none"}
+    async with serving(tmp_path, "local", **settings) as kit:
+        session = await kit.init()
+        await session.run("x = [1]")
+        await eventually(lambda: _lists(kit, "in2"))
+        assert not (await session.call("edit_file", container_path="a.txt", content="one")).is_error
+        await session.run("open('a.txt', 'w').write('two')")
+        assert (await session.call("list_variables", peek="x.append(2)")).text
+        await session.run("x.append(3)")
+        assert not (await session.call("rollback", checkpoint="3")).is_error
+        assert await session.value("x, open('a.txt').read()") == "([1, 2], 'two')"
+        assert not (await session.call("rollback", checkpoint="2")).is_error
+        assert await session.value("x, open('a.txt').read()") == "([1], 'one')"
+        await eventually(lambda: _lists(kit, "in3"))
+        assert "rollback(session_id, 'in3')" in (await session.run("import os; os._exit(1)")).text
+        assert not (await session.call("rollback", checkpoint="3")).is_error
+        assert await session.value("x") == "[1]"
+
+
+async def _lists(kit: Kit, checkpoint: str) -> bool:
+    return checkpoint in (await kit.call("list_sessions")).text
+
+
 async def test_while_a_cell_runs(tmp_path: Path) -> None:
     """Ours: a checkpoint is made between two cells; it waits for its turn, not for ever."""
     async with serving(tmp_path, "local", PY_EXEC_WAIT="0.5", PY_EXEC_PRELOAD="none") as kit:
