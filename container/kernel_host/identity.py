@@ -20,7 +20,8 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # prctl(2)
 KILL_DEADLINE_SECONDS = 3.0
 RESERVED_FILES = 64
 # For the OOM killer: proc(5), oom_score_adj; the rest of the container has less. What a kernel has started goes before it.
-GOES_BEFORE_US, FIRST_TO_GO = "800", "1000"
+# Decoys go before kernels that use less than a tenth of the memory.
+GOES_BEFORE_US, DECOY, FIRST_TO_GO = "800", "900", "1000"
 NICE = 5  # of sessions: 60 busy processes must not keep the kernel host from seeing what they do
 DEPUTY = 65_534  # nobody: it has no other process
 
@@ -88,6 +89,15 @@ def offer(pid: int, uid: int) -> None:
                 _offer(str(pid), FIRST_TO_GO)
         except PermissionError:  # it is not dumpable: PR_SET_DUMPABLE(2const)
             _offer(str(pid), FIRST_TO_GO)
+
+
+def be_decoy(pid: int) -> None:
+    """Has the OOM killer take one of our own processes before us: see `decoys`.
+
+    Raises:
+        OSError: it has ended.
+    """
+    _offer(str(pid), DECOY)
 
 
 def _offer(pid: str, score: str) -> None:

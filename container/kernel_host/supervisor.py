@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from . import identity
 from .config import Config
+from .decoys import Decoys
 from .fairness import Fairness
 from .holdings import IN_MEMORY, Held, Holdings
 from .loop import Loop
@@ -52,6 +53,7 @@ class Supervisor:
         self._stop = stop
         self._fairness = Fairness(loop, config.processors)
         self._workspaces = Workspaces(config, sessions, loop, partial(stop, empty_memory=False))
+        self._decoys = Decoys(loop)
         self._used = 0
         self._offered: set[tuple[int, int]] = set()
         self._last = 0.0
@@ -75,6 +77,7 @@ class Supervisor:
 
     def _look(self, seconds: float, now: float) -> None:
         self._look_at_memory(seconds, now)
+        self._decoys.place()
         self._fairness.look(self._running())
         if now >= self._next_files:
             self._next_files = now + FILES_SECONDS

@@ -167,6 +167,25 @@ async def test_programs_go_before_kernels(pair: Pair) -> None:
     await pair.attacker.run("growing.kill(); growing.wait()")
 
 
+ALL_SCORES = """
+import glob
+scores = {}
+for path in glob.glob('/proc/[0-9]*/oom_score_adj'):
+    name = open(path.replace('oom_score_adj', 'comm')).read().strip()
+    scores.setdefault(name, []).append(int(open(path).read()))
+sorted(scores.pop('sleep')), max(map(max, scores.values())), min(map(min, scores.values())) < 800
+"""
+
+
+async def test_decoys_go_before_kernels_and_the_kernel_host(pair: Pair) -> None:
+    """Ours: without them the container ended in 2 of 20 runs of test_memory_death, with them in 0 of 40."""
+
+    async def are_there() -> bool:
+        return await pair.attacker.value(ALL_SCORES) == f"({[900] * 8}, 800, True)"
+
+    await eventually(are_there)
+
+
 @pytest.mark.parametrize(
     "code", [MEMFD, SYSTEM_V, SHARED, HIDDEN, MURDEROUS], ids=["memfd", "system v", "shared", "hidden", "murderous"]
 )
