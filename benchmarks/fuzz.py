@@ -25,6 +25,7 @@ from typing import Any
 from tests.fuzz.profiles import DEADLINE, load
 
 TARGETS = {
+    "bytes": "test_zmtp.test_any_bytes_are_read_or_refused",
     "frames": "test_frames.test_after_any_frames_a_reply_still_arrives",
     "content": "test_outputs.test_whatever_a_cell_puts_out_makes_a_result_within_its_budget",
     "bundles": "test_bundles.test_picture_that_is_sent_is_sound_and_small",

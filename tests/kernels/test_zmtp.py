@@ -41,17 +41,6 @@ def test_stream_gives_the_same_messages_however_it_is_split(
     assert found == [item if isinstance(item, list) else b"\x04NAME" + item for item in items]
 
 
-@given(st.binary(max_size=2_000), st.integers(0, 2_000))
-def test_any_bytes_are_read_or_refused(data: bytes, split: int) -> None:
-    """STYLE: kernels are hostile."""
-    reader = Reader()
-    try:
-        found = read(reader, data[:split]) + read(reader, data[split:])
-    except zmtp.ProtocolError:
-        return
-    assert sum(len(part) for item in found if isinstance(item, list) for part in item) <= len(data)
-
-
 @pytest.mark.parametrize("size", [0, 1, 255, 256, 65_536])
 def test_sizes_are_written_as_the_protocol_says(size: int) -> None:
     """ZMTP 3.0, framing: up to 255 octets in one, else in eight."""
