@@ -38,6 +38,7 @@ LOG_LINES_IN_ERROR = 12
 # Seconds without a byte in a transfer: the engine answers only when a whole archive is unpacked, and on disk.
 BULK_TIMEOUT = 120.0
 ARCHIVE_CHUNK_BYTES = 1 << 20
+READ_SECONDS = 1.0  # for what has come of a container's output
 HTTP_NOT_FOUND = 404
 HTTP_CONFLICT = 409
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
@@ -50,16 +51,20 @@ class AttachedOutput:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._reading = threading.Lock()
 
     def __iter__(self) -> Iterator[bytes]:
-        with contextlib.suppress(ValueError):  # it was closed meanwhile
+        with self._reading, contextlib.suppress(ValueError):  # it was closed before
             yield from self._stream
 
     def close(self) -> None:
         """Ends it. docker-py's own `close` leaves the descriptor to the garbage collector."""
         with contextlib.suppress(Exception):  # it fails where the stream has ended
             self._stream.close()
-        self._stream._response.close()  # noqa: SLF001 - there is no other way to it
+        # Whoever reads is in poll(2), and would wait for ever at what is opened next under the number of the descriptor.
+        if self._reading.acquire(timeout=READ_SECONDS):
+            self._stream._response.close()  # noqa: SLF001 - there is no other way to it
+            self._reading.release()
 
 
 @dataclass(frozen=True)

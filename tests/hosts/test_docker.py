@@ -116,11 +116,15 @@ async def test_no_connection_is_left() -> None:
         output.close()  # nobody has read it
         assert connections() == before
         output = engine.attach(container)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(partial(anyio.to_thread.run_sync, partial(list, output)))
-            await anyio.sleep(0.1)
-            output.close()  # while it is read
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(anyio.to_thread.run_sync, partial(list, output), abandon_on_cancel=True))
+                await anyio.sleep(0.1)
+                output.close()  # while it is read
+                pipes = [os.pipe() for _ in range(5)]  # which get the number of the descriptor
         assert connections() == before
+        for end in sum(pipes, ()):
+            os.close(end)
     engine.close()
 
 
