@@ -43,6 +43,7 @@ class Decoys:
                 identity.be_decoy(pid)
             self._loop.start(Child(pid, -1, lambda _report: None, self._on_exit))
 
-    def _on_exit(self, _status: int) -> None:
-        self._count -= 1
-        self._due = time.monotonic() + AGAIN_SECONDS
+    def _on_exit(self, status: int) -> None:
+        if os.WIFSIGNALED(status):  # otherwise it is a `sleep` that cannot sleep for ever
+            self._count -= 1
+            self._due = time.monotonic() + AGAIN_SECONDS
