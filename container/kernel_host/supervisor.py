@@ -104,6 +104,8 @@ class Supervisor:
         """It may be faster than we are, and would take the largest process: a kernel that has nothing to do with it."""
         users = {session.uid for session in self._sessions}
         kernels = {session.pid for session in self._sessions}
+        # A kernel has the score of the checkpoint that it is forked from.
+        kernels |= {one.process.pid for session in self._sessions for one in session.checkpoints.values()}
         programs = {(pid, uid) for pid, uid in processes() if uid in users and pid not in kernels}
         for pid, uid in programs - self._offered:
             identity.offer(pid, uid)
