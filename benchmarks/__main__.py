@@ -19,6 +19,9 @@ PARTS = (
 
 async def main(wanted: list[str]) -> None:
     """Runs the parts whose names are given, or all."""
+    names = [part.__name__ for part in PARTS]
+    if unknown := set(wanted) - set(names):
+        raise SystemExit(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(names)}")
     comparisons: list[Comparison] = []
     async with spine.started_server() as server:
         for part in PARTS:

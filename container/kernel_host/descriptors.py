@@ -38,7 +38,16 @@ class Descriptor(NamedTuple):
         return self.target if self.links else self.target.removesuffix(" (deleted)")
 
 
+def keys() -> Iterator[tuple[int, int]]:
+    """Device and inode of what is open."""
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the one of this very list is closed
+            status = os.fstat(int(name))
+            yield status.st_dev, status.st_ino
+
+
 def descriptors() -> Iterator[Descriptor]:
+    """What is open."""
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):  # the one of this very list is closed
             number = int(name)

@@ -26,8 +26,10 @@ import zmq
 from ipykernel import ipkernel
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
+from IPython.core.application import ENV_CONFIG_DIRS, SYSTEM_CONFIG_DIRS
 from IPython.core.events import EventManager
 from IPython.core.profiledir import ProfileDir
+from traitlets.config import Config, Configurable
 
 from . import identity
 from .branching import reap, serve
@@ -49,6 +51,8 @@ INTERRUPT_AGAIN_SECONDS = 0.02
 # How long a thread may keep the interpreter while others want it. An interrupt, a look inside and output beside a cell
 # that computes have to get it dozens of times; Python's 5 ms add up.
 SWITCH_SECONDS = 0.001
+SCRIPTS = sysconfig.get_path("scripts")
+IMAGE_HAS_CONFIG = any(map(os.path.exists, (*SYSTEM_CONFIG_DIRS, *ENV_CONFIG_DIRS)))
 CA_BUNDLE = "/opt/kernel_server/ca-bundle.crt"  # if the image was built with one
 
 Message = dict[str, Any]
@@ -307,6 +311,15 @@ class SessionKernelApp(IPKernelApp):
         location = f"{os.environ['IPYTHONDIR']}/profile_default"
         self.profile_dir = _BareProfileDir(location=location, parent=self)
 
+    def load_config_file(self, *args: Any, **kwargs: Any) -> None:
+        """A new session has none; there is one if the image brings it."""
+        if IMAGE_HAS_CONFIG:
+            super().load_config_file(*args, **kwargs)
+
+    def _run_startup_files(self) -> None:
+        if IMAGE_HAS_CONFIG:
+            super()._run_startup_files()
+
     def init_connection_file(self) -> None:
         """The server knows the connection; there is no file with the key for a session to find."""
 
@@ -350,7 +363,7 @@ def run(
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _silence_standard_streams()
     app = make_app()
-    app.config.Session.key = launch.key
+    app.session.key = launch.key
     if launch.uid is not None:
         identity.yield_to_host()
     with nullcontext() if launch.host_uid is None else identity.acting_as(launch.host_uid):
@@ -373,7 +386,9 @@ def run(
     if launch.warm:
         _warm_up(app)
     sys.setswitchinterval(SWITCH_SECONDS)
-    sys.stdout.flush()  # opens this thread's way to IOPub, for which a cell may leave no descriptor
+    app.iopub_thread.schedule(
+        lambda: None
+    )  # opens this thread's way to IOPub, for which a cell may leave no descriptor
     if started:
         started(app)
     serve(app, launch, line)
@@ -389,17 +404,19 @@ def _warm_up(app: SessionKernelApp) -> None:
             shell.display_formatter.format(pandas.DataFrame({"a": [1.5, None], "b": ["x", "y"]}))
 
 
+def _load_config(self: Configurable, cfg: Config, *args: Any, **kwargs: Any) -> None:
+    if cfg:  # each of the forty objects of a shell would look through an empty one, with those of its parents
+        _load_some_config(self, cfg, *args, **kwargs)
+
+
+_load_some_config = Configurable._load_config  # noqa: SLF001
+Configurable._load_config = _load_config  # type: ignore[method-assign]  # noqa: SLF001
+
+
 def make_app() -> SessionKernelApp:
     """The app with what is the same for every session; made before the fork."""
-    app = SessionKernelApp.instance(transport="ipc", **PORTS)
-    app.config.HistoryManager.enabled = False  # the transcript is the server's; no SQLite thread per kernel
-    app.config.InteractiveShell.colors = "nocolor"
-    app.config.InteractiveShell.enable_tip = (
-        False  # in the answer to each kernel_info_request; it would use random numbers
-    )
-    app.config.PlainTextFormatter.max_width = 120  # as numpy's lines, see `preload`
-    app.config.InteractiveShellApp.exec_PYTHONSTARTUP = False
-    app.log.debug("made")  # has logging set up
+    app = SessionKernelApp.instance(transport="ipc", exec_PYTHONSTARTUP=False, **PORTS)
+    app.log.setLevel(app.log_level)  # traitlets has records made for every request, which its handler throws away
     return app
 
 
@@ -421,7 +438,7 @@ def _set_environment(launch: KernelLaunch) -> None:
         JUPYTER_RUNTIME_DIR=f"{launch.private}/jupyter",
         XDG_CACHE_HOME=f"{launch.private}/cache",
         XDG_CONFIG_HOME=f"{launch.private}/config",
-        PATH=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),
+        PATH=os.pathsep.join([SCRIPTS, os.environ.get("PATH", os.defpath)]),
         MPLBACKEND="module://matplotlib_inline.backend_inline",
         PYTHONUNBUFFERED="1",
     )

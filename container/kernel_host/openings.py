@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from .descriptors import Descriptor, beneath, descriptors
+from .descriptors import Descriptor, beneath, descriptors, keys
 from .usage import read
 
 SHARED = re.compile(r"\S+ .([w-]).s \S+ \S+ \d+ *(.*)")  # a line of /proc/pid/maps, proc(5)
@@ -54,9 +54,7 @@ class Kept(NamedTuple):
     @classmethod
     def here(cls) -> Kept:
         """Looks."""
-        return cls(
-            frozenset(descriptor.key for descriptor in descriptors()), frozenset(_shared(read("/proc/self/maps")))
-        )
+        return cls(frozenset(keys()), frozenset(_shared(read("/proc/self/maps"))))
 
 
 class Openings:

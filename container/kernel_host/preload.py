@@ -28,6 +28,8 @@ PANDAS_OPTIONS = {
     "display.max_rows": 50,
 }
 NUMPY_OPTIONS = {"threshold": 500, "linewidth": 120}  # numpy 2.2 and later shows the shape of what it abridges
+# After so many, Python has specialized the code (PEP 659), which else each kernel does in copies of its own.
+ROUNDS = 8
 REHEARSAL = """
 import importlib.util
 if importlib.util.find_spec("pandas"):
@@ -122,8 +124,12 @@ def warm_up() -> None:
     try:
         inspect.getmodule(compile("", "no file", "exec"))
         if pandas := sys.modules.get("pandas"):
-            frame = pandas.DataFrame({"a": [1.5, None], "b": ["x", "y"]})
-            repr(frame), frame._repr_html_()
+            from IPython.core.formatters import DisplayFormatter
+
+            formatter: Any = DisplayFormatter()
+            for _ in range(ROUNDS):
+                formatter.format(pandas.DataFrame({"a": [1.5, None], "b": ["x", "y"]}))
+                formatter.format(pandas.DataFrame({"a": range(3), "b": range(3)}))
         if "matplotlib.figure" in sys.modules:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import socket
 import struct
@@ -155,6 +156,7 @@ class _Program:
         return b"".join(struct.pack("=HBBI", *instruction) for instruction in self.code)
 
 
+@functools.cache
 def program(machine: str, network: str) -> bytes:
     """The filter for a machine, as an array of struct sock_filter.
 

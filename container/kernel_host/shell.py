@@ -6,11 +6,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from ipykernel.displayhook import ZMQShellDisplayHook
 from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell
 from IPython.core.autocall import ZMQExitAutocall
+from IPython.core.history import HistoryManager
 from traitlets import default
 
 from .errors import ErrorShell
@@ -66,9 +67,28 @@ class SessionShell(ErrorShell):
         self.pictures = Pictures(os.getcwd())
         super().__init__(**kwargs)
 
+    # Here and not in traitlets' configuration: each object that a shell is made of would look through that.
+    @default("colors")
+    def _default_colors(self) -> str:
+        return "nocolor"
+
+    @default("enable_tip")
+    def _default_enable_tip(self) -> bool:
+        return False  # in the answer to each kernel_info_request; it would use random numbers
+
     @default("exiter")
     def _default_exiter(self) -> SessionExit:
         return SessionExit(self)
+
+    def init_history(self) -> None:
+        """The transcript is the server's; no SQLite thread per kernel."""
+        self.history_manager = HistoryManager(shell=self, parent=self, enabled=False)
+        cast("Any", self.configurables).append(self.history_manager)
+
+    def init_display_formatter(self) -> None:
+        """Text is as wide as numpy's lines, see `preload`."""
+        super().init_display_formatter()
+        cast("Any", self.display_formatter).formatters["text/plain"].max_width = 120
 
     def system_piped(self, cmd: str) -> None:
         """`!command`: says so when it failed, which might else look like a success without output."""

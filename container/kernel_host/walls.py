@@ -30,8 +30,11 @@ class Walls:
     @classmethod
     def here(cls, wanted: list[str], internet: str, tcp_ports: list[int] | None) -> Walls:
         """Those that are wanted and that Linux has."""
+        filters = "seccomp" in wanted and seccomp.is_possible()
+        if filters:
+            seccomp.program(os.uname().machine, internet)  # before the fork: it is kept
         return cls(
-            "seccomp" in wanted and seccomp.is_possible(),
+            filters,
             landlock.abi() if "landlock" in wanted else 0,
             internet,
             None if tcp_ports is None else tuple(tcp_ports),

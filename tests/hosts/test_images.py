@@ -105,9 +105,9 @@ def default_image(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> s
     return ensure_kernel_image(engine, ImageRequest(tmp_path_factory.mktemp("lock"), ca_bundle=CA_BUNDLE), print)
 
 
-def _derive(engine: Engine, name: str, instructions: str) -> str:
-    """Builds a small image on the default base; the cached one when nothing changed."""
-    base = DEFAULT_IMAGE if engine.image(DEFAULT_IMAGE) else FALLBACK_IMAGE
+def _derive(engine: Engine, name: str, instructions: str, base: str = "") -> str:
+    """Builds a small image on a base, or the default one; the cached one when nothing changed."""
+    base = base or (DEFAULT_IMAGE if engine.image(DEFAULT_IMAGE) else FALLBACK_IMAGE)
     dockerfile = f"FROM {base}\nUSER root\n{instructions}\n"
     image_id = engine.build(BuildRequest({"Dockerfile": dockerfile.encode()}), print)
     engine.tag(image_id, TEST_REPOSITORY, name)
@@ -121,6 +121,26 @@ def _run(image: str, *command: str) -> str:
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=RUN_TIMEOUT, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+# Starts a kernel as the image's rehearsal does, and prints what it was configured to.
+CONFIGURED = """
+import os, sys, tempfile
+sys.path.insert(0, "/opt/kernel_server")
+from kernel_host import kernel, preload
+preload.preload([])
+def note(app):
+    shell = app.shell
+    said = f"{shell.ast_node_interactivity} {shell.colors} {shell.user_ns.get('begun')}\\n"
+    os.write(out, said.encode())
+    os._exit(0)
+out = os.dup(1)
+folder = tempfile.mkdtemp()
+launch = kernel.KernelLaunch("configured", b"key", folder, folder, folder, None, None, {}, {})
+if os.fork() == 0:
+    kernel.run(launch, lambda: None, started=note)
+os.wait()
+"""
 
 
 @pytest.mark.docker
@@ -140,6 +160,17 @@ class TestDefaultImage:
             "print([m.__name__ for m in (json, pandas, ipykernel) if not os.path.exists(m.__cached__)])"
         )
         assert _run(default_image, PYTHON, "-I", "-c", code) == "[]\n"
+
+    def test_ipython_configuration_of_an_image_counts(self, engine: Engine, default_image: str) -> None:
+        """IPython: system-wide configuration lies in /etc/ipython. Where there is none, no kernel looks for files."""
+        assert _run(default_image, PYTHON, "-s", "-c", CONFIGURED) == "last_expr nocolor None\n"
+        config = "c.InteractiveShell.ast_node_interactivity = 'all'"
+        instructions = (
+            f'RUN mkdir -p /etc/ipython/startup && echo "{config}" > /etc/ipython/ipython_config.py'
+            " && echo 'begun = 1' > /etc/ipython/startup/first.py"
+        )
+        image = _derive(engine, "configured", instructions, default_image)
+        assert _run(image, PYTHON, "-s", "-c", CONFIGURED) == "all nocolor 1\n"
 
     def test_layer_adds_folders_and_neither_setuid_files_nor_caches(self, default_image: str) -> None:
         """Ours: the server mounts over the two folders; the rest would be attack surface and size."""
