@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -40,7 +41,22 @@ class KernelRequests:
         self._sessions = sessions
         self._loop = loop
         self._on_death = on_death
-        self._stopping: dict[str, list[Callable[[], None]]] = {}  # what waits for the end of a session's stop
+        self._endings: Counter[str] = Counter()  # of sessions whose processes are being ended, how often at a time
+        self._waiting: dict[str, list[Callable[[], None]]] = {}  # for the end of these
+
+    def when_settled(self, session_id: str, then: Callable[[], None]) -> None:
+        """Calls it when nothing ends the session's processes any more: that would end the kernel that comes next, too."""
+        if self._endings[session_id]:
+            self._waiting.setdefault(session_id, []).append(then)
+        else:
+            then()
+
+    def _settle(self, session: Session) -> None:
+        self._endings[session.session_id] -= 1
+        if not self._endings[session.session_id]:
+            del self._endings[session.session_id]
+            for then in self._waiting.pop(session.session_id, []):
+                self.when_settled(session.session_id, then)
 
     def spawn(self, request: dict[str, Any], reply: Reply) -> None:
         """Starts the kernel of a session that has none, and makes the session if it is new."""
@@ -132,19 +148,25 @@ class KernelRequests:
 
     def kill(self, request: dict[str, Any], reply: Reply) -> None:
         """Ends every process of the session; its files stay."""
-        self._kill(self._sessions.find(request), reply)
+        session = self._sessions.find(request)
+        self.when_settled(session.session_id, lambda: self._kill(session, reply))
 
     def _kill(self, session: Session, reply: Reply) -> None:
-        if session.session_id in self._stopping:  # what stops it could still end the kernel that comes next
-            self._stopping[session.session_id].append(lambda: self._kill(session, reply))
+        if session not in self._sessions:  # it was cleared while this waited
+            reply({"result": {}})
             return
+        self._endings[session.session_id] += 1
         _end_kernel(session)
 
         def finish(message: dict[str, Any]) -> None:
-            if session.pid is None:
+            def done() -> None:
                 reply(message)
+                self._settle(session)
+
+            if session.pid is None:
+                done()
             else:  # the next request may be to start another one
-                session.on_end.append(lambda: reply(message))
+                session.on_end.append(done)
 
         self._loop.help(session.uid, self._ending(session), finish)
 
@@ -172,7 +194,7 @@ class KernelRequests:
         if exceeded["what"] == "memory" and not _has_outgrown_checkpoints(session, GROWN * exceeded["limit"]):
             for name in list(session.checkpoints):
                 drop(session, name, 0.0)
-        self._stopping.setdefault(session.session_id, [])
+        self._endings[session.session_id] += 1
         _end_kernel(session)
 
         end = self._ending(session)
@@ -184,8 +206,7 @@ class KernelRequests:
             return {}
 
         def finish(_message: dict[str, Any]) -> None:
-            for waiting in self._stopping.pop(session.session_id, []):
-                waiting()
+            self._settle(session)
             done()
 
         self._loop.help(session.uid, work, finish)
@@ -193,6 +214,9 @@ class KernelRequests:
     def clear(self, request: dict[str, Any], reply: Reply) -> None:
         """Ends every process of the session and removes all that it owns; its UID is free again afterwards."""
         session = self._sessions.find(request)
+        self.when_settled(session.session_id, lambda: self._clear(session, reply))
+
+    def _clear(self, session: Session, reply: Reply) -> None:
         _end_kernel(session)
         for name in list(session.checkpoints):
             drop(session, name)

@@ -156,6 +156,9 @@ class Server:
 
     def _spawn(self, request: dict[str, Any], reply: Reply) -> None:
         def spawn() -> None:
+            self._kernels.when_settled(str(request.get("session_id")), fork)
+
+        def fork() -> None:
             self._answer(self._kernels.spawn, request, reply)
 
         # From the loop itself: how deep code of a session may recurse depends on where its process was forked.

@@ -53,6 +53,23 @@ def run_folder_of_another_user() -> Iterator[RunFolder]:
         yield folder
 
 
+async def test_what_ends_a_kernel_does_not_reach_the_next_one() -> None:
+    """Ours: a kill takes a moment, and the kernel's death has the next one asked for meanwhile."""
+    async with started() as host:
+        await host.spawn("k")
+        for _ in range(5):
+            await host.kill("k")
+            async with anyio.create_task_group() as tasks:
+                for _ in range(8):
+                    tasks.start_soon(host.kill, "k")
+                await anyio.wait_all_tasks_blocked()
+                launched = await host.spawn("k")
+            with Context() as context, anyio.fail_after(10):
+                async with connect_kernel(context, launched.connection) as kernel, kernel.execute("print(1)") as said:
+                    await said.wait_over()
+            assert [item.text for item in said.outputs.items if isinstance(item, Stream)] == ["1\n"]
+
+
 async def test_two_servers_have_uid_ranges_of_their_own() -> None:
     """RLIMIT_NPROC counts a UID across containers, so no two servers may share one (facts/security.md, H2)."""
     code = "import os; print(os.getuid())"
