@@ -43,6 +43,7 @@ class SessionOutStream(OutStream):
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._turns = MAX_TURNS
         self._sent: dict[str, int] = {}  # characters, by the cell that wrote them
+        self._flushing = False  # `_flush` is at work
         # Of the latest text: its cell, all buffers, and the one that it is in.
         self._latest: tuple[Any, Any, Any] = (None, None, None)
         super().__init__(*args, **kwargs)
@@ -87,6 +88,7 @@ class SessionOutStream(OutStream):
         self._buffer_lock, self._pipe = threading.RLock(), threading.Lock()
         self._buffers.clear()
         self._sent = {}
+        self._flushing = False
         self._latest = (None, None, None)
         self._flush_pending = self._subprocess_flush_pending = False
         if self._should_watch:
@@ -109,12 +111,16 @@ class SessionOutStream(OutStream):
         """Sends what was written, also to the descriptor."""
         if self._is_master_process():
             self._take()
-        super().flush()
+        if (
+            self._buffers or self._sent or self._flushing
+        ):  # else the thread of IOPub would be woken, and waited for, in vain
+            super().flush()
         if self._sent:
             wait_sent(self.pub_thread)
 
     def _flush(self) -> None:
         """Sends what was written since the last time; runs in the thread of IOPub."""
+        self._flushing = True
         self._flush_pending = self._subprocess_flush_pending = False
         sent, self._sent = self._sent, {}
         for parent, text in self._flush_buffers():
@@ -125,6 +131,7 @@ class SessionOutStream(OutStream):
                 content = {"name": self.name, "text": piece, **({"dropped": dropped} if dropped else {})}
                 self.session.pid = os.getpid()
                 self.session.send(self.pub_thread, "stream", content, parent=parent, ident=self.topic)
+        self._flushing = False
 
     def set_parent(self, parent: Any) -> None:
         """A request begins."""
