@@ -44,19 +44,21 @@ class KernelRequests:
         self._endings: Counter[str] = Counter()  # of sessions whose processes are being ended, how often at a time
         self._waiting: dict[str, list[Callable[[], None]]] = {}  # for the end of these
 
-    def when_settled(self, session_id: str, then: Callable[[], None]) -> None:
-        """Calls it when nothing ends the session's processes any more: that would end the kernel that comes next, too."""
-        if self._endings[session_id]:
+    def wait_settled(self, session_id: str, then: Callable[[], None]) -> bool:
+        """Whether something ends the session's processes, which would end those that come next, too.
+
+        Then it is called when that is over.
+        """
+        if busy := self._endings[session_id] > 0:
             self._waiting.setdefault(session_id, []).append(then)
-        else:
-            then()
+        return busy
 
     def _settle(self, session: Session) -> None:
         self._endings[session.session_id] -= 1
         if not self._endings[session.session_id]:
             del self._endings[session.session_id]
             for then in self._waiting.pop(session.session_id, []):
-                self.when_settled(session.session_id, then)
+                then()
 
     def spawn(self, request: dict[str, Any], reply: Reply) -> None:
         """Starts the kernel of a session that has none, and makes the session if it is new."""
@@ -148,10 +150,11 @@ class KernelRequests:
 
     def kill(self, request: dict[str, Any], reply: Reply) -> None:
         """Ends every process of the session; its files stay."""
-        session = self._sessions.find(request)
-        self.when_settled(session.session_id, lambda: self._kill(session, reply))
+        self._kill(self._sessions.find(request), reply)
 
     def _kill(self, session: Session, reply: Reply) -> None:
+        if self.wait_settled(session.session_id, lambda: self._kill(session, reply)):
+            return
         if session not in self._sessions:  # it was cleared while this waited
             reply({"result": {}})
             return
@@ -213,10 +216,11 @@ class KernelRequests:
 
     def clear(self, request: dict[str, Any], reply: Reply) -> None:
         """Ends every process of the session and removes all that it owns; its UID is free again afterwards."""
-        session = self._sessions.find(request)
-        self.when_settled(session.session_id, lambda: self._clear(session, reply))
+        self._clear(self._sessions.find(request), reply)
 
     def _clear(self, session: Session, reply: Reply) -> None:
+        if self.wait_settled(session.session_id, lambda: self._clear(session, reply)):
+            return
         _end_kernel(session)
         for name in list(session.checkpoints):
             drop(session, name)

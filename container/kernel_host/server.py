@@ -27,7 +27,7 @@ from .immortal import immortalize
 from .kernels import KernelRequests
 from .leisure import Leisure
 from .loop import Loop, Reply
-from .preload import preload, rehearse, warm_up
+from .preload import make_shell_ahead, preload, rehearse, warm_up
 from .sessions import Sessions
 from .supervisor import Supervisor
 from .transfers import FileRequests
@@ -156,10 +156,8 @@ class Server:
 
     def _spawn(self, request: dict[str, Any], reply: Reply) -> None:
         def spawn() -> None:
-            self._kernels.when_settled(str(request.get("session_id")), fork)
-
-        def fork() -> None:
-            self._answer(self._kernels.spawn, request, reply)
+            if not self._kernels.wait_settled(str(request.get("session_id")), lambda: self._due.append(spawn)):
+                self._answer(self._kernels.spawn, request, reply)
 
         # From the loop itself: how deep code of a session may recurse depends on where its process was forked.
         if request.get("warm"):  # a spare one, for which nobody waits, is forked when it costs least
@@ -201,6 +199,8 @@ class Server:
 def _improvements() -> Iterator[None]:
     """What makes later kernels start faster and take less memory."""
     warm_up()
+    yield
+    make_shell_ahead()
     yield
     yield from immortalize()
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from ipykernel.displayhook import ZMQShellDisplayHook
 from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell
 from IPython.core.autocall import ZMQExitAutocall
 from IPython.core.history import HistoryManager
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.profiledir import ProfileDir
 from traitlets import default
+from traitlets.config import Config
 
 from .errors import ErrorShell
 from .pictures import Pictures
@@ -63,9 +68,49 @@ class SessionShell(ErrorShell):
     display_pub_class = SessionDisplayPublisher
     displayhook_class = SessionDisplayHook
 
+    _ahead: ClassVar[SessionShell | None] = None
+
     def __init__(self, **kwargs: Any) -> None:
         self.pictures = Pictures(os.getcwd())
         super().__init__(**kwargs)
+
+    @classmethod
+    def make_ahead(cls) -> None:
+        """Makes the shell of the kernels that are forked from now on; of this process it changes nothing that counts."""
+        if not isinstance(vars(InteractiveShell).get("db"), property):
+            return  # before IPython 9.18 (or so) a shell opens files of its profile when it is made
+        main = sys.modules["__main__"]
+        with tempfile.TemporaryDirectory() as folder:
+            profile = ProfileDir(location=folder)
+            shell = cls(config=Config(), ipython_dir=folder, profile_dir=profile)
+        sys.modules["__main__"] = main
+        atexit.unregister(shell.atexit_operations)
+        cls._ahead = shell
+
+    @classmethod
+    def instance(cls, *args: Any, **kwargs: Any) -> Any:
+        """The shell of this process; the one that was made ahead if there is one."""
+        shell, cls._ahead = cls._ahead, None
+        if shell is None:
+            return super().instance(*args, **kwargs)
+        shell.begin(**kwargs)
+        for owner in cls._walk_mro():
+            owner._instance = shell  # type: ignore[assignment]  # noqa: SLF001 - as in SingletonConfigurable
+        return shell
+
+    def begin(self, *, parent: Any, kernel: Any, profile_dir: Any, **_kwargs: Any) -> None:
+        """Does what depends on the process, in the order of InteractiveShell."""
+        self.parent, self.kernel = parent, kernel
+        self.init_ipython_dir(None)
+        self.init_profile_dir(profile_dir)
+        self.starting_dir = self.pictures.workspace = os.getcwd()
+        self.init_environment()
+        self.init_virtualenv()
+        self.save_sys_module_state()
+        self.init_sys_modules()
+        self.init_encoding()
+        self.init_pushd_popd_magic()
+        atexit.register(self.atexit_operations)
 
     # Here and not in traitlets' configuration: each object that a shell is made of would look through that.
     @default("colors")
