@@ -152,9 +152,8 @@ class DockerHosts:
 
         async def clear() -> None:
             for volume in volumes:
-                if volume.name:
-                    with anyio.CancelScope(shield=True):
-                        await _in_thread(partial(_remove, volume))
+                with anyio.CancelScope(shield=True):
+                    await _in_thread(partial(_remove, volume))
 
         return clear
 
@@ -188,6 +187,8 @@ class KeptContainer:
 
 
 def _remove(volume: SharedVolume) -> None:
+    if not volume.retire():
+        return
     try:
         engine = Engine.connect()
         try:

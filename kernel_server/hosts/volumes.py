@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from kernel_server.errors import EngineError
+from kernel_server.errors import EngineError, HostLost
 from kernel_server.hosts.engine import Engine
 from kernel_server.locks import claimed
 
@@ -30,13 +30,26 @@ class SharedVolume:
         self.name = ""
         self._folder = folder
         self._lock: IO[str] | None = None
+        self._retired = False
         self._opening = threading.Lock()
 
     def open(self, engine: Engine) -> None:
-        """Takes a name, if there is none; the volume is made with the first container."""
+        """Takes a name, if there is none; the volume is made with the first container.
+
+        Raises:
+            HostLost: no container is to start with it any more.
+        """
         with self._opening:
+            if self._retired:
+                raise HostLost("It was being ended while it started.")
             if self._lock is None:
                 self._open(engine)
+
+    def retire(self) -> bool:
+        """No container starts with it from now on, also where one is about to; returns whether there is one to remove."""
+        with self._opening:
+            self._retired = True
+            return self._lock is not None
 
     def _open(self, engine: Engine) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kernel_server.errors import HostLost
 from kernel_server.hosts.engine import Engine
 from kernel_server.hosts.volumes import PREFIX, SharedVolume
 from tests.driving import docker_client
@@ -35,6 +36,17 @@ def test_volume_that_is_still_in_use_is_left_to_the_next_server(tmp_path: Path) 
     _start_and_end(tmp_path, engine)
     assert not list(tmp_path.iterdir())
     assert lock.name not in engine.volumes(PREFIX)
+    engine.close()
+
+
+def test_start_that_was_given_up_leaves_nothing(tmp_path: Path) -> None:
+    """Ours: a start that is cancelled goes on in its thread for a moment, while the server ends."""
+    engine = Engine.connect()
+    volume = SharedVolume(tmp_path)
+    assert not volume.retire()
+    with pytest.raises(HostLost, match="ended"):
+        volume.open(engine)
+    assert not list(tmp_path.iterdir())
     engine.close()
 
 
