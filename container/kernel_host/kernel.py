@@ -309,15 +309,19 @@ class SessionKernelApp(IPKernelApp):
     def init_profile_dir(self) -> None:
         """Without the folders and the README that IPython puts into a new profile."""
         location = f"{os.environ['IPYTHONDIR']}/profile_default"
+        self._configured = IMAGE_HAS_CONFIG or os.path.exists(
+            location
+        )  # an earlier kernel may have put something there
         self.profile_dir = _BareProfileDir(location=location, parent=self)
+        self.config_file_paths.append(location)
 
     def load_config_file(self, *args: Any, **kwargs: Any) -> None:
-        """A new session has none; there is one if the image brings it."""
-        if IMAGE_HAS_CONFIG:
+        """A new session has none, unless the image brings one."""
+        if self._configured:
             super().load_config_file(*args, **kwargs)
 
     def _run_startup_files(self) -> None:
-        if IMAGE_HAS_CONFIG:
+        if self._configured:
             super()._run_startup_files()
 
     def init_connection_file(self) -> None:
@@ -386,9 +390,8 @@ def run(
     if launch.warm:
         _warm_up(app)
     sys.setswitchinterval(SWITCH_SECONDS)
-    app.iopub_thread.schedule(
-        lambda: None
-    )  # opens this thread's way to IOPub, for which a cell may leave no descriptor
+    # Opens this thread's way to IOPub, for which a cell may leave no descriptor.
+    app.iopub_thread.schedule(lambda: None)
     if started:
         started(app)
     serve(app, launch, line)

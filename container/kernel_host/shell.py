@@ -78,7 +78,7 @@ class SessionShell(ErrorShell):
     def make_ahead(cls) -> None:
         """Makes the shell of the kernels that are forked from now on; of this process it changes nothing that counts."""
         if not isinstance(vars(InteractiveShell).get("db"), property):
-            return  # before IPython 9.18 (or so) a shell opens files of its profile when it is made
+            return  # shells of an older IPython use files of their profile when they are made
         main = sys.modules["__main__"]
         with tempfile.TemporaryDirectory() as folder:
             profile = ProfileDir(location=folder)
@@ -89,9 +89,9 @@ class SessionShell(ErrorShell):
 
     @classmethod
     def instance(cls, *args: Any, **kwargs: Any) -> Any:
-        """The shell of this process; the one that was made ahead if there is one."""
+        """The shell of this process: the one that was made ahead, if there is one and it would be configured alike."""
         shell, cls._ahead = cls._ahead, None
-        if shell is None:
+        if shell is None or kwargs["parent"].config:
             return super().instance(*args, **kwargs)
         shell.begin(**kwargs)
         for owner in cls._walk_mro():

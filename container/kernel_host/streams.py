@@ -111,9 +111,7 @@ class SessionOutStream(OutStream):
         """Sends what was written, also to the descriptor."""
         if self._is_master_process():
             self._take()
-        if (
-            self._buffers or self._sent or self._flushing
-        ):  # else the thread of IOPub would be woken, and waited for, in vain
+        if self._buffers or self._sent or self._flushing:  # else IOPub's thread would be waited for in vain
             super().flush()
         if self._sent:
             wait_sent(self.pub_thread)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -69,6 +70,22 @@ async def test_a_shell_made_ahead_does_what_shells_do(tmp_path: Path) -> None:
         assert await session.value(code) == "True"
         assert "ZeroDivisionError" in (await session.run("1 / 0")).text
         assert await session.value("'echo $HOME' in In[3], len(In)") == "(True, 8)"
+
+
+async def test_configuration_that_a_session_has_made_counts_in_its_next_kernel(tmp_path: Path) -> None:
+    """IPython: configuration and startup files lie in the profile."""
+    async with serving(tmp_path, "local", PY_EXEC_POOL="0") as kit:
+        session = await kit.init()
+        code = """
+            import os, pathlib
+            profile = pathlib.Path(get_ipython().profile_dir.location)
+            _ = (profile / 'ipython_config.py').write_text("c.InteractiveShell.ast_node_interactivity = 'all'")
+            (profile / 'startup').mkdir(exist_ok=True)
+            _ = (profile / 'startup' / 'first.py').write_text('begun = 1')
+            os._exit(1)
+        """
+        assert (await session.run(inspect.cleandoc(code))).status == "died"
+        assert await session.value("begun\nget_ipython().ast_node_interactivity") == "1\n'all'"
 
 
 async def _looked(session: Handle) -> list[str]:
