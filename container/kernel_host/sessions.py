@@ -256,6 +256,14 @@ class Sessions:
         self._sessions.pop(session.session_id, None)
         if not self.relatives(session):  # nobody is left whose walls they are within
             self._pairs += family.later
+            self._remove_spare_pairs()
+
+    def _remove_spare_pairs(self) -> None:
+        """Leaves as many as `prepare` makes: there would be those of the most sessions that there have ever been."""
+        spare, self._pairs = self._pairs[self._later :], self._pairs[: self._later]
+        for folder in (folder for pair in spare for folder in pair):
+            with suppress(OSError):
+                os.rmdir(folder)
 
     def _take_back(self, session: Session, pair: Pair) -> None:
         """Its folders wait again; they are lost where something is left in them."""
