@@ -309,9 +309,8 @@ class SessionKernelApp(IPKernelApp):
     def init_profile_dir(self) -> None:
         """Without the folders and the README that IPython puts into a new profile."""
         location = f"{os.environ['IPYTHONDIR']}/profile_default"
-        self._configured = IMAGE_HAS_CONFIG or os.path.exists(
-            location
-        )  # an earlier kernel may have put something there
+        # An earlier kernel of the session may have put something there.
+        self._configured = IMAGE_HAS_CONFIG or os.path.exists(location)
         self.profile_dir = _BareProfileDir(location=location, parent=self)
         self.config_file_paths.append(location)
 

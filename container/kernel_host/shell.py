@@ -80,10 +80,12 @@ class SessionShell(ErrorShell):
         if not isinstance(vars(InteractiveShell).get("db"), property):
             return  # shells of an older IPython use files of their profile when they are made
         main = sys.modules["__main__"]
-        with tempfile.TemporaryDirectory() as folder:
-            profile = ProfileDir(location=folder)
-            shell = cls(config=Config(), ipython_dir=folder, profile_dir=profile)
-        sys.modules["__main__"] = main
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                profile = ProfileDir(location=folder)
+                shell = cls(config=Config(), ipython_dir=folder, profile_dir=profile)
+        finally:
+            sys.modules["__main__"] = main
         atexit.unregister(shell.atexit_operations)
         cls._ahead = shell
 
