@@ -5,4 +5,4 @@ It needs Python >= 3.10 and ipykernel, and knows nothing of MCP, Docker or noteb
 """
 
 # Raised whenever a message changes its meaning; both sides compare it in `hello`.
-PROTOCOL = 2
+PROTOCOL = 3

@@ -11,19 +11,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from . import kernel
+from . import children, identity, kernel, naming
 from .beneath import Refused
 from .children import Child
 from .config import Config
 from .kernels import KernelRequests, drop
-from .lines import Line, Received
+from .lines import Inbox, Line, close_all
 from .loop import Loop, Reply
 from .sessions import Checkpoint, Session, Sessions
-from .usage import stat_of
+from .usage import read, stat_of
 
 PARENT = 1  # field of `stat_of`
 RESTORE_SECONDS = 600.0  # many GB of files
-MAX_TEXTS, MAX_TEXT, MAX_NUMBER = 60, 2_000, 1 << 62  # of what the processes tell
+MAX_ANSWER_BYTES = 64 << 10  # of a kernel and its fork together, to a request for a checkpoint
+# Of what the processes tell: as much as tools show. In JSON, a character may take 12 bytes.
+MAX_REASONS, MAX_REASON, MAX_PATHS, MAX_PATH, MAX_NUMBER = 12, 500, 12, 200, 1 << 62
 MAX_CHECKPOINTS = 64  # of a session; the server keeps fewer
 
 
@@ -42,53 +44,61 @@ class BranchRequests:
         session, name = self._sessions.find(request), str(request["checkpoint"])
         if session.line is None:
             raise Refused("the session has no kernel")
-        if not name.isalnum() or name in session.checkpoints or (session.session_id, name) in self._making:
+        if not name.isalnum() or name in session.checkpoints or (session.handle, name) in self._making:
             raise Refused(f"there is a checkpoint {name} already")
         if len(session.checkpoints) >= MAX_CHECKPOINTS:
             raise Refused(f"a session can have {MAX_CHECKPOINTS} checkpoints")
         ours, theirs = Line.pair()
-        ours.socket.setblocking(False)
+        inbox, writer = Inbox.pipe(MAX_ANSWER_BYTES)
         try:
-            session.line.send({"checkpoint": name, "limit": self._config.workspace_bytes}, [theirs.fileno()])
+            limit = self._config.workspace_bytes
+            session.line.send({"checkpoint": name, "limit": limit}, [theirs.fileno(), writer])
         except OSError as error:
             ours.close()
+            inbox.close()
             raise Refused("the session's kernel takes no requests: its code holds it up") from error
         finally:
             theirs.close()
-        self._await(session, name, ours, reply)
+            os.close(writer)
+        self._await(session, name, ours, inbox, reply)
 
-    def _await(self, session: Session, name: str, ours: Line, reply: Reply) -> None:
+    def _await(self, session: Session, name: str, line: Line, inbox: Inbox, reply: Reply) -> None:
         """The kernel says that it has forked, and the fork that it is ready."""
-        key = session.session_id, name
-        told: dict[str, Received] = {}
+        key = session.handle, name
+        told: dict[str, dict[str, Any]] = {}
+
+        def end() -> None:
+            self._making.pop(key, None)
+            self._loop.selector.unregister(inbox.descriptor)
+            inbox.close()
 
         def give_up(message: dict[str, Any]) -> None:
-            self._making.pop(key, None)
-            self._loop.selector.unregister(ours.socket)
-            ours.close()  # which ends the fork
+            end()
+            line.close()  # which ends the fork
             reply(message)
 
         def on_message(_mask: int) -> None:
-            if ours.fileno() < 0:  # given up for a request that came at the same time
+            if inbox.descriptor < 0:  # given up for a request that came at the same time
                 return
-            received = _next(ours)
-            if received is None:
-                give_up({"error": {"code": "failed", "message": "the kernel, or its fork, has ended"}})
-            elif "refused" in received.message:
-                reasons = _texts(received.message["refused"]) or ["the kernel refused"]
-                give_up({"error": {"code": "refused", "message": "\n".join(reasons)}})
-            else:
-                told["ready" if "ready" in received.message else "forked"] = received
+            for message in inbox.read():
+                if "refused" in message:
+                    reasons = _texts(message["refused"], MAX_REASONS, MAX_REASON) or ["the kernel refused"]
+                    give_up({"error": {"code": "refused", "message": "\n".join(reasons)}})
+                    return
+                told["ready" if "ready" in message else "forked"] = message
                 if len(told) == 2:
-                    self._making.pop(key, None)
-                    self._loop.selector.unregister(ours.socket)
-                    self._keep(session, name, ours, told["ready"], reply)
+                    end()
+                    self._keep(session, name, line, told["ready"], reply)
+                    return
+            if inbox.over:
+                give_up({"error": {"code": "failed", "message": "the kernel, or its fork, has ended"}})
 
         self._making[key] = lambda: give_up({"error": {"code": "failed", "message": "it was given up"}})
-        self._loop.selector.register(ours.socket, selectors.EVENT_READ, on_message)
+        self._loop.selector.register(inbox.descriptor, selectors.EVENT_READ, on_message)
 
-    def _keep(self, session: Session, name: str, line: Line, ready: Received, reply: Reply) -> None:
-        if not self._is_fork(session, ready):
+    def _keep(self, session: Session, name: str, line: Line, ready: dict[str, Any], reply: Reply) -> None:
+        pid = self._fork_of(session, ready)
+        if not pid:
             line.close()
             reply({"error": {"code": "failed", "message": "the kernel's fork is not what it should be"}})
             return
@@ -97,40 +107,77 @@ class BranchRequests:
             if session.checkpoints.get(name) is checkpoint:
                 drop(session, name)
 
-        child = Child(ready.pid, -1, lambda _report: None, on_exit)
+        child = Child(pid, None, lambda _report: None, on_exit)
         checkpoint = session.checkpoints[name] = Checkpoint(child, line)
         self._loop.start(child)
-        told = ready.message["ready"]
-        reply({"result": {name: _number(told, name) for name in ("files", "bytes_copied")}})
+        reply({"result": {name: _number(ready["ready"], name) for name in ("files", "bytes_copied")}})
 
-    def _is_fork(self, session: Session, sender: Received) -> bool:
-        """Whether a process is of the session, and a child of ours that is new: its number stays its own until we reap it."""
-        if (self._sessions.isolated and sender.uid != session.uid) or self._loop.follows(sender.pid):
-            return False
+    def _fork_of(self, session: Session, told: dict[str, Any]) -> int:
+        """The process that says it is a fork of the session's: if it is of the session, a child of ours, and new; else 0.
+
+        Its number stays its own until we reap it.
+        """
+        pid = _get(told, "pid")
+        if not isinstance(pid, int) or pid <= 1 or self._loop.follows(pid):
+            return 0
         with suppress(OSError, IndexError, ValueError):
-            return int(stat_of(sender.pid)[PARENT]) == os.getpid()
-        return False
+            if int(stat_of(pid)[PARENT]) == os.getpid() and self._is_of(session, pid):
+                return pid
+        return 0
+
+    def _is_of(self, session: Session, pid: int) -> bool:
+        if not self._sessions.isolated:
+            return True
+        ids = read(f"/proc/{pid}/status").partition("\nUid:")[2].split(maxsplit=4)[:4]
+        return set(ids) == {str(session.uid)} and identity.mark_of(pid) == session.mark
 
     def rollback(self, request: dict[str, Any], reply: Reply) -> None:
         """Makes a fork of a checkpoint the kernel of its session, which has none just now."""
         session = self._sessions.find(request)
         if session.pid is not None:
-            raise Refused(f"session {session.session_id} has a kernel already")
-        self._become(session, self._find(session, request), session, request, reply)
+            raise Refused("the session has a kernel already")
+        checkpoint = self._find(session, request)
+        secrets = self._sessions.open_handed(str(request["secrets"]))
+        try:
+            self._become(session, checkpoint, session, request, secrets, reply)
+        finally:
+            os.close(secrets)
 
     def branch(self, request: dict[str, Any], reply: Reply) -> None:
         """Makes a fork of a checkpoint the kernel of a new session."""
         session = self._sessions.find(request)
         checkpoint = self._find(session, request)
-        branched = self._sessions.branch(session, str(request["branch"]))
+        secrets = self._sessions.open_handed(str(request["secrets"]))
+        try:
+            branched = self._sessions.branch(session, str(request["branch"]))
+        except BaseException:
+            os.close(secrets)
+            raise
+        sessions_dir = self._config.sessions_dir
 
         def answer(message: dict[str, Any]) -> None:
             if "error" in message:
-                self._kernels.clear({"session_id": branched.session_id}, lambda _message: reply(message))
+                self._kernels.clear({"session": branched.handle}, lambda _message: reply(message))
             else:
                 reply(message)
 
-        self._become(session, checkpoint, branched, request, answer)
+        def name() -> dict[str, Any]:
+            own = naming.read_secrets(os.dup(secrets))
+            naming.name(branched.pair.waiting, sessions_dir, own.session_id, branched.uid)
+            return {}
+
+        def named(message: dict[str, Any]) -> None:
+            try:
+                if "error" in message:
+                    answer(message)
+                else:
+                    self._become(session, checkpoint, branched, request, secrets, answer)
+            except Exception as error:
+                answer({"error": {"code": "failed", "message": f"{type(error).__name__}: {error}"}})
+            finally:
+                os.close(secrets)
+
+        self._loop.help(None, name, named, keep=(secrets,))
 
     def _find(self, session: Session, request: dict[str, Any]) -> Checkpoint:
         try:
@@ -139,74 +186,86 @@ class BranchRequests:
             raise Refused(f"the session has no checkpoint {request['checkpoint']}") from None
 
     def _become(
-        self, origin: Session, checkpoint: Checkpoint, session: Session, request: dict[str, Any], reply: Reply
+        self,
+        origin: Session,
+        checkpoint: Checkpoint,
+        session: Session,
+        request: dict[str, Any],
+        secrets: int,
+        reply: Reply,
     ) -> None:
         self._sessions.empty_run_dir(session)
         with self._sessions.as_host():
             listeners = list(kernel.listen(session.run_dir).values())
-        report, theirs = Line.pair()
+        inbox, writer = Inbox.pipe(children.MAX_REPORT_BYTES)
         line, its = Line.pair()
         message = {
             "checkpoint": request["checkpoint"],
-            "session_id": session.session_id,
             "run_dir": session.run_dir,
-            "workspace": session.workspace,
             "private": session.private,
-            "mark": session.mark if self._sessions.isolated else 0,
+            "branch": session is not origin,
             "later": self._sessions.later_folders(session),
         }
         try:
-            checkpoint.line.send(message, [*listeners, its.fileno(), theirs.fileno()])
+            checkpoint.line.send(message, [*listeners, secrets, its.fileno(), writer])
         except OSError as error:
-            report.close()
+            inbox.close()
             line.close()
             reply({"error": {"code": "failed", "message": f"the checkpoint is gone ({error.strerror})"}})
             return
         finally:
-            for descriptor in listeners:
-                os.close(descriptor)
+            close_all(listeners)
             its.close()
-            theirs.close()
-        report.socket.setblocking(False)
+            os.close(writer)
 
         def answer(whole: dict[str, Any]) -> None:
             told = whole.get("result")
-            if not isinstance(told, dict):
+            if isinstance(told, dict):
+                reply({"result": {"pid": session.pid, "ip": f"{session.slot}/s", **_restored(told)}})
+            else:
                 reply({"error": {"code": "failed", "message": _failure(whole)}})
-                return
-            known = {"pid": session.pid, "ip": f"{session.slot}/s", "workspace": session.workspace}
-            files = told.get("files")
-            kinds = {kind: _texts(_get(files, kind)) for kind in ("changed", "removed", "created")}
-            reply(
-                {
-                    "result": {
-                        **known,
-                        "key": str(told.get("key"))[:MAX_TEXT],
-                        "lost": _texts(told.get("lost")),
-                        "files": {**kinds, "count": _number(files, "count")},
-                    }
-                }
-            )
 
         def on_begun(_mask: int) -> None:
-            received = _next(report)
-            self._loop.selector.unregister(report.socket)
-            if received is not None and self._is_fork(session, received):
-                pipe = report.socket.detach()
-                self._kernels.follow(session, received.pid, pipe, line, answer, RESTORE_SECONDS)
+            begun = next(inbox.read(), None)
+            if begun is None and not inbox.over:
                 return
-            report.close()
+            self._loop.selector.unregister(inbox.descriptor)
+            pid = self._fork_of(origin, begun or {})
+            if pid:
+                self._kernels.follow(session, pid, inbox, line, answer, RESTORE_SECONDS)
+                self._let_go_on(session, pid, line)
+                return
+            inbox.close()
             line.close()
             reply({"error": {"code": "failed", "message": "the checkpoint could not be forked"}})
 
-        self._loop.selector.register(report.socket, selectors.EVENT_READ, on_begun)
+        self._loop.selector.register(inbox.descriptor, selectors.EVENT_READ, on_begun)
+
+    def _let_go_on(self, session: Session, pid: int, line: Line) -> None:
+        """Marks the process as the session's, which it waits for: it could not do so itself."""
+
+        def go_on(message: dict[str, Any]) -> None:
+            if "error" in message or session.pid != pid:
+                line.close()  # which ends it
+                return
+            with suppress(OSError):  # it has ended
+                line.send({"go_on": True})
+
+        def mark() -> dict[str, Any]:
+            identity.mark_other(pid, session.mark)
+            return {}
+
+        if self._sessions.isolated and identity.mark_of(pid) != session.mark:
+            self._loop.help(session.uid, mark, go_on)
+        else:
+            go_on({})
 
     def drop(self, request: dict[str, Any], reply: Reply) -> None:
         """Ends a checkpoint, also one that is on its way."""
         session, name = self._sessions.find(request), str(request["checkpoint"])
         if not name.isalnum():
             raise Refused("the name of a checkpoint is letters and digits")
-        if give_up := self._making.get((session.session_id, name)):
+        if give_up := self._making.get((session.handle, name)):
             give_up()
         if name in session.checkpoints:
             drop(session, name)
@@ -214,7 +273,15 @@ class BranchRequests:
 
 
 def _failure(told: dict[str, Any]) -> str:
-    return str(_get(told.get("error"), "message") or "the fork of the checkpoint has ended")[:MAX_TEXT]
+    return str(_get(told.get("error"), "message") or "the fork of the checkpoint has ended")[:MAX_REASON]
+
+
+def _restored(told: dict[str, Any]) -> dict[str, Any]:
+    """What came of the files, as the fork says."""
+    files = told.get("files")
+    kinds = {kind: _texts(_get(files, kind), MAX_PATHS, MAX_PATH) for kind in ("changed", "removed", "created")}
+    lost = _texts(told.get("lost"), MAX_PATHS, MAX_PATH)
+    return {"lost": lost, "files": {**kinds, "count": _number(files, "count")}}
 
 
 def _get(told: object, name: str) -> object:
@@ -224,20 +291,9 @@ def _get(told: object, name: str) -> object:
 
 def _number(told: object, name: str) -> int:
     value = _get(told, name)
-    return min(value, MAX_NUMBER) if isinstance(value, int) else 0
+    return max(0, min(value, MAX_NUMBER)) if isinstance(value, int) else 0
 
 
-def _texts(told: object) -> list[str]:
+def _texts(told: object, most: int, longest: int) -> list[str]:
     """Of a list, what is text, cut."""
-    return [text[:MAX_TEXT] for text in told[:MAX_TEXTS] if isinstance(text, str)] if isinstance(told, list) else []
-
-
-def _next(line: Line) -> Received | None:
-    """What has come; None where nothing will, or no message."""
-    try:
-        received = line.receive()
-    except (OSError, ValueError):
-        return None
-    for descriptor in received.descriptors if received else ():
-        os.close(descriptor)
-    return received
+    return [text[:longest] for text in told[:most] if isinstance(text, str)] if isinstance(told, list) else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import json
 import os
 import random
 import signal
@@ -23,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from zmq.eventloop.zmqstream import ZMQStream
 
-from . import descriptors, identity, obstacles, pools, snapshots
+from . import descriptors, identity, naming, obstacles, pools, snapshots
 from .beneath import Refused
-from .lines import Line, Received
+from .lines import Line, Received, close_all, write_line
 from .restoring import Restored
 from .text import sendable
 
@@ -36,7 +37,8 @@ REPARENT_SECONDS = 0.0002
 LOCK_SECONDS, LOCK_POLL_SECONDS = 20.0, 0.002
 TURN_SECONDS = 1.0  # the server sends nothing meanwhile; the end of what it has sent before may be on its way
 STORE = "checkpoints"  # in the private folder of a session
-MAX_LISTED, MAX_PATH = 20, 500
+# As much as tools show. A message of at most PIPE_BUF bytes is never mixed with that of another process: pipe(7).
+MAX_LISTED, MAX_PATH, MAX_REASON, MAX_REASONS_BYTES = 12, 200, 500, 3_500
 OLD = "Checkpoints need Python 3.11 or newer in the image."
 TOO_DEEP = (
     "This session is a branch of a branch, and so on, as often as Linux can put walls around one (landlock(7)). It can go "
@@ -122,11 +124,24 @@ def _run(app: SessionKernelApp, member: Member | None = None) -> None:
 
 def _refuse(asked: Received, reasons: list[str]) -> None:
     """Answers in place of a checkpoint."""
-    for descriptor in asked.descriptors:
-        line = Line.of(descriptor)
-        with suppress(OSError):
-            line.send({"refused": [reason[:500] for reason in reasons[:MAX_LISTED]]})
-        line.close()
+    _answer(asked, {"refused": _short(reasons)})
+    close_all(asked.descriptors)
+
+
+def _answer(asked: Received, message: dict[str, Any]) -> None:
+    for writer in asked.descriptors[1:]:
+        with suppress(OSError):  # nobody waits for it any more
+            write_line(writer, message)
+
+
+def _short(reasons: list[str]) -> list[str]:
+    """As many as one message holds, the first in any case."""
+    kept = [reason[:MAX_REASON] for reason in reasons[:MAX_LISTED]]
+    while len(kept) > 1 and len(json.dumps(kept)) > MAX_REASONS_BYTES:
+        kept.pop()
+    while len(json.dumps(kept)) > MAX_REASONS_BYTES:
+        kept[0] = kept[0][: len(kept[0]) // 2]
+    return kept
 
 
 def _checkpoint(app: SessionKernelApp, member: Member, asked: Received) -> Received | None:
@@ -141,21 +156,18 @@ def _checkpoint(app: SessionKernelApp, member: Member, asked: Received) -> Recei
         _refuse(asked, found)
         return None
     unpaused = pools.quieten(member.own.native)
-    answer = Line.of(asked.descriptors[0])
     try:
         in_kernel = not fork_apart()
     except OSError as error:
-        _tell(answer, {"refused": [f"{error.strerror or error}: the session has too many processes or threads."]})
-        answer.close()
+        _refuse(asked, [f"{error.strerror or error}: the session has too many processes or threads."])
         return None
     if in_kernel:
         threads = pools.native_threads(member.own.native, unpaused)
-        with suppress(OSError):
-            answer.send({"forked": [], "refused": threads} if threads else {"forked": []})
-        answer.close()
+        _answer(asked, {"refused": _short(threads)} if threads else {"forked": []})
+        close_all(asked.descriptors)
         return None
     _keep_apart(member)
-    return _stand_still(member, answer, asked.message)
+    return _stand_still(member, asked)
 
 
 def fork_apart() -> bool:
@@ -207,7 +219,7 @@ def _keep_apart(member: Member) -> None:
     descriptors.reopen({folder: folder for folder in (member.launch.workspace, member.launch.private)})
 
 
-def _leave(member: Member, answer: Line) -> None:
+def _leave(member: Member, line: Line) -> None:
     """Lets go of what belongs to the kernel that we were forked from: its server must see that close with it."""
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -218,31 +230,35 @@ def _leave(member: Member, answer: Line) -> None:
             target = os.readlink(f"/proc/self/fd/{descriptor}")
             status = os.fstat(descriptor)
             its_own = target.startswith("pipe:") and (status.st_dev, status.st_ino) in member.own.kept.descriptors
-            if descriptor != answer.fileno() and (its_own or target.startswith(("socket:", "anon_inode:"))):
+            if descriptor != line.fileno() and (its_own or target.startswith(("socket:", "anon_inode:"))):
                 os.close(descriptor)
 
 
-def _stand_still(member: Member, answer: Line, asked: dict[str, Any]) -> Received:
+def _stand_still(member: Member, asked: Received) -> Received:
     """Keeps memory and files as they are; returns only in a fork that is to become a kernel."""
-    launch, name = member.launch, str(asked["checkpoint"])
+    launch, name = member.launch, str(asked.message["checkpoint"])
+    line = Line.of(asked.descriptors[0])
     try:
         os.makedirs(member.store, mode=0o700, exist_ok=True)
         with _locked(member.store):
-            taken = snapshots.take(launch.workspace, member.store, name, int(asked["limit"]), launch.private)
+            limit = int(asked.message["limit"])
+            taken = snapshots.take(launch.workspace, member.store, name, limit, launch.private)
         settled()
-        answer.send({"ready": {"files": taken.files, "bytes_copied": taken.bytes_copied}})
-        _leave(member, answer)  # beside the cell that follows
-        while (received := answer.receive()) is not None:
+        ready = {"files": taken.files, "bytes_copied": taken.bytes_copied}
+        write_line(asked.descriptors[1], {"ready": ready, "pid": os.getpid()})
+        os.close(asked.descriptors.pop())
+        _leave(member, line)  # beside the cell that follows
+        while (received := line.receive()) is not None:
             with suppress(OSError):  # the kernel host is told by the end of what it waits at
                 if fork_apart():
-                    _begin(answer, received)
+                    line.close()
+                    _begin(received)
                     return received
-            for descriptor in received.descriptors:
-                os.close(descriptor)
+            close_all(received.descriptors)
     except Refused as refused:
-        _tell(answer, {"refused": [str(refused)]})
+        _answer(asked, {"refused": _short([str(refused)])})
     except BaseException as error:
-        _tell(answer, {"refused": [f"{type(error).__name__}: {error}"[:500]]})
+        _answer(asked, {"refused": _short([f"{type(error).__name__}: {error}"])})
     with suppress(BaseException), _locked(member.store):
         snapshots.drop(member.store, name)
     os._exit(0)
@@ -271,59 +287,55 @@ def _locked(store: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _begin(answer: Line, received: Received) -> None:
-    """In a fork of a checkpoint: says so, whereby the kernel host learns who it is."""
-    answer.close()
+def _begin(received: Received) -> None:
+    """In a fork of a checkpoint: says who we are, and waits until the kernel host has marked us as the session's."""
+    *_, line, report = received.descriptors
     try:
         settled()
-        Line.of(os.dup(received.descriptors[-1])).send({"begun": True})
+        write_line(report, {"begun": True, "pid": os.getpid()})
+        if Line.of(os.dup(line)).receive() is None:
+            os._exit(1)
     except BaseException:
         os._exit(1)
-
-
-def _tell(line: Line, message: dict[str, Any]) -> None:
-    with suppress(OSError):
-        line.send(message)
 
 
 def _revive(app: SessionKernelApp, member: Member, become: Received) -> Member:
     """Makes a fork of a checkpoint the kernel that the message says, and reports that."""
     from .kernel import BOUND
 
-    *listeners, line, report = become.descriptors
-    told = Line.of(report)
+    *listeners, secrets, line, report = become.descriptors
     _PAST.append(member)
     state = random.getstate()
     try:
-        launch, result = _move(member, become.message)
+        launch, result = _move(member, become.message, naming.read_secrets(secrets))
         _open_channels(app, launch, dict(zip(BOUND, listeners, strict=True)))
     except BaseException as error:
         text = str(error) if isinstance(error, Refused) else "".join(traceback.format_exception_only(error)).strip()
-        _tell(told, {"error": {"code": "failed", "message": text[:2_000]}})
+        with suppress(OSError):
+            write_line(report, {"error": {"code": "failed", "message": text[:2_000]}})
         os._exit(1)
     random.setstate(state)  # sockets have used some
-    told.send({"result": {**result, "key": launch.key.decode(), "workspace": launch.workspace}})
-    told.close()
+    write_line(report, {"result": result})
+    os.close(report)
     return Member(launch, Line.of(line), obstacles.Own.here(app.kernel.io_loop.asyncio_loop))
 
 
-def _move(member: Member, message: dict[str, Any]) -> tuple[KernelLaunch, dict[str, Any]]:
-    """Brings files, limits, walls and folders into the state of the session that we become."""
+def _move(member: Member, message: dict[str, Any], own: naming.Secrets) -> tuple[KernelLaunch, dict[str, Any]]:
+    """Brings files, walls and folders into the state of the session that we become."""
     old, name = member.launch, str(message["checkpoint"])
     launch = replace(
         old,
-        session_id=str(message["session_id"]),
-        key=os.urandom(32).hex().encode(),
+        session_id=own.session_id,
+        key=own.key,
         run_dir=str(message["run_dir"]),
-        workspace=str(message["workspace"]),
+        workspace=f"{os.path.dirname(old.workspace)}/{own.session_id}",
         private=str(message["private"]),
-        mark=int(message["mark"]),
         later=tuple(message["later"]),
     )
     folders = {old.workspace: launch.workspace, old.private: launch.private}
     working = _working_directory()
     result: dict[str, Any] = {}
-    if launch.session_id == old.session_id:
+    if not message["branch"]:
         with _locked(member.store):
             result["files"] = _told(snapshots.restore(old.workspace, member.store, name))
     else:
@@ -332,8 +344,6 @@ def _move(member: Member, message: dict[str, Any]) -> tuple[KernelLaunch, dict[s
         os.makedirs(f"{launch.private}/tmp", mode=0o700)  # noqa: S108 - closed to other sessions
         with _locked(member.store):
             snapshots.clone(member.store, name, launch.workspace, store)
-        if launch.mark:
-            identity.set_mark(launch.mark)
         if launch.walls is not None:
             _narrow(launch)
     if launch.uid is None:

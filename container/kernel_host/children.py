@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from .beneath import Refused
+from .lines import Inbox, write_line
 
-MAX_REPORT_BYTES = 2 << 20  # an answer must fit into a line of the server's: `control`, MAX_LINE_BYTES
+MAX_REPORT_BYTES = 2 << 20  # of a child in all; what it reports may come from a session
 HELPER_SECONDS = 900.0  # a copy of many GB
 
 
@@ -23,45 +23,41 @@ class Child:
     """A forked process that reports over a pipe.
 
     Attributes:
-        pid: its process id.
-        pipe: our end; one JSON line per report, end of file when the process is gone; -1 for none.
+        pid: its process id, which is its own until `ended`.
+        inbox: our end of its pipe, or None.
         on_report: called with each report.
         on_exit: called once with the wait status, after the last report.
         deadline: when to kill it (monotonic seconds); None is never.
         helps: it works for the kernel host, with whatever UID.
+        ended: it has been reaped, and its number may be another's.
     """
 
     pid: int
-    pipe: int
+    inbox: Inbox | None
     on_report: Callable[[dict[str, Any]], None]
     on_exit: Callable[[int], None]
     deadline: float | None = None
     helps: bool = False
-    received: bytearray = field(default_factory=bytearray)
+    ended: bool = False
 
     def read(self) -> bool:
-        """Takes in what has arrived; False at end of file."""
+        """Takes in what has arrived; False where nothing more will."""
+        assert self.inbox is not None
         try:
-            data = os.read(self.pipe, 1 << 16)
-        except BlockingIOError:
-            return True
-        self.received += data
-        if len(self.received) > MAX_REPORT_BYTES:  # what it reports may come from a session
-            os.kill(self.pid, signal.SIGKILL)
-            return False
-        while self.pipe >= 0 and b"\n" in self.received:
-            line, _, rest = self.received.partition(b"\n")
-            self.received = bytearray(rest)
-            try:
-                message = json.loads(line)
-                if not isinstance(message, dict):
-                    raise ValueError("not a report")  # noqa: TRY004 - as for what is no JSON
-            except (ValueError, RecursionError):
-                with suppress(ProcessLookupError):
-                    os.kill(self.pid, signal.SIGKILL)
-                return False
-            self.on_report(message)
-        return bool(data)
+            for message in self.inbox.read():
+                self.on_report(message)
+        except Exception:
+            self.kill()
+            raise
+        if self.inbox.broken:
+            self.kill()
+        return not self.inbox.over
+
+    def kill(self) -> None:
+        """Ends it, unless it has ended."""
+        if not self.ended:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
 
 class Report:
@@ -71,7 +67,7 @@ class Report:
         self._writer = writer
 
     def __call__(self, message: dict[str, Any]) -> None:
-        os.write(self._writer, json.dumps(message).encode() + b"\n")
+        write_line(self._writer, message)
 
     def close(self) -> None:
         """After this the child cannot report any more."""
@@ -79,30 +75,50 @@ class Report:
         self._writer = -1
 
 
-def fork(body: Callable[[Report], None], keep: tuple[int, ...] = ()) -> tuple[int, int]:
+class Begin(BaseException):
+    """Raised in a forked process: what it is to do is to be done where nothing of the kernel host is on the stack."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        super().__init__()
+        self.run = run
+
+
+def fork(body: Callable[[Report], None], keep: tuple[int, ...] = (), *, begin: bool = False) -> tuple[int, Inbox]:
     """Forks a child that runs `body(report)` and exits; returns its pid and our end of its pipe.
 
     The child keeps only the standard streams, its pipe and `keep`: no control socket, no other session's descriptor.
+
+    Raises:
+        Begin: in the child, if it is to `begin` elsewhere.
+        OSError: no process is to be had.
     """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
+    inbox, writer = Inbox.pipe(MAX_REPORT_BYTES)
     try:
         pid = os.fork()
     except OSError:
-        os.close(reader)
+        inbox.close()
         os.close(writer)
         raise
     if pid:
         os.close(writer)
-        os.set_blocking(reader, False)
-        return pid, reader
-    status = 1
+        return pid, inbox
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         _close_all_but({0, 1, 2, writer, *keep})
-        report = Report(writer)
+    except BaseException:
+        os._exit(1)
+    if begin:
+        raise Begin(lambda: _run(body, writer))
+    _run(body, writer)
+    raise AssertionError  # it has exited
 
+
+def _run(body: Callable[[Report], None], writer: int) -> None:
+    status = 1
+    try:
+        report = Report(writer)
         try:
             body(report)
             status = 0

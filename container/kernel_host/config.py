@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from dataclasses import dataclass, field
@@ -60,8 +61,17 @@ class Config:
 
     @classmethod
     def from_environment(cls) -> Config:
-        """Reads the configuration and takes it out of the environment, so that no session inherits it."""
-        return cls(**json.loads(os.environ.pop(CONFIG_VARIABLE)))
+        """Reads the configuration and takes it out of the environment, so that no session inherits it.
+
+        /proc/self/environ shows what a program was started with: that is overwritten, too.
+        """
+        libc = ctypes.CDLL(None)
+        libc.getenv.restype = ctypes.c_void_p
+        value = os.environb[CONFIG_VARIABLE.encode()]
+        if address := libc.getenv(CONFIG_VARIABLE.encode()):
+            ctypes.memset(address, 0, len(value))
+        del os.environb[CONFIG_VARIABLE.encode()]
+        return cls(**json.loads(value))
 
     @property
     def sessions_dir(self) -> str:

@@ -41,7 +41,7 @@ class Decoys:
             self._count += 1
             with suppress(OSError):
                 identity.be_decoy(pid)
-            self._loop.start(Child(pid, -1, lambda _report: None, self._on_exit))
+            self._loop.start(Child(pid, None, lambda _report: None, self._on_exit))
 
     def _on_exit(self, status: int) -> None:
         if os.WIFSIGNALED(status):  # otherwise it is a `sleep` that cannot sleep for ever

@@ -2,28 +2,33 @@
 
 Much of it only the session's own user may see. The kernel host looks with that user's rights to files and stays who it
 is in all else: nothing is forked when memory is short, and no process of the session can hinder the one who looks.
+
+What cannot be seen counts as hidden: a process that does not let itself be looked into, files that are on their way
+in a socket, many sockets and pipes, whose buffers nobody shows. Who hides something may hold anything.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from . import identity
-from .usage import own_memory, read, shared_memory, stat_of
+from . import identity, sockets
+from .trees import BLOCK, Key, look_into
+from .usage import own_memory, page_tables, read, shared_memory, stat_of
 
-BLOCK = 512  # bytes; of st_blocks
 IN_MEMORY = ("/dev/shm", "/tmp")  # noqa: S108 - the container's own, on tmpfs
 INODE_BYTES = 1 << 10  # of memory for each file on tmpfs, however small
 STARTSTACK = 25  # field of `stat_of`: the same for a process and what is forked from it
+MANY_BUFFERS = 512  # sockets and pipes of a session, each with up to some 100 KB; a pool of 64 processes has 200
 
-Files = dict[tuple[int, int], int]
+Files = dict[Key, int]
 """Bytes of files by device and inode, so that none counts twice."""
 
 
@@ -34,21 +39,99 @@ class Held(NamedTuple):
     most: float
 
 
+class OnDisk(NamedTuple):
+    """How many bytes and files a session has on the disk of the workspaces, and whether there may be more."""
+
+    bytes: int
+    files: int
+    hidden: bool
+
+
+class InMemory:
+    """The files on the file systems in memory that all sessions have: of all users, seen in one go.
+
+    Attributes:
+        complete: whether all of them were.
+    """
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        """Looks.
+
+        Args:
+            seconds: of processor time, at most.
+        """
+        self._until = time.thread_time() + seconds
+        self._found: dict[str, dict[int, Files]] = {folder: {} for folder in IN_MEMORY}
+        self.complete = True
+        try:
+            for folder, found in self._found.items():
+                self._look(folder, found)
+        except _TimeIsUpError:
+            self.complete = False
+
+    def _look(self, folder: str, found: dict[int, Files]) -> None:
+        """Each folder is looked into with the rights of whom it belongs to, if it is open to no one else."""
+        pending, tried = [(folder, os.geteuid())], set[tuple[str, int]]()
+        while pending:
+            one = pending.pop()
+            if one in tried:
+                self.complete = False
+                continue
+            tried.add(one)
+            with identity.seeing_as(one[1]):
+                seen = look_into(one[0], self._check_time)
+            self.complete = self.complete and seen.complete
+            pending += seen.closed
+            for owner, files in seen.files.items():
+                found.setdefault(owner, {}).update(files)
+
+    def _check_time(self) -> None:
+        if time.thread_time() > self._until:
+            raise _TimeIsUpError
+
+    def of(self, user: int, folder: str) -> Files:
+        """A user's files there."""
+        return self._found[folder].get(user, {})
+
+
+@dataclass
+class _Open:
+    """What the descriptors of a session lead to."""
+
+    unlinked: Files = field(default_factory=dict)
+    buffers: set[Key] = field(default_factory=set)
+    in_flight: bool = False
+
+
 class Holdings:
     """Looks at one session, for a limited time: who has more than can be looked at hides something."""
 
-    def __init__(self, uid: int, pids: list[int], disk: int, seconds: float = math.inf) -> None:
+    def __init__(
+        self,
+        uid: int,
+        pids: list[int],
+        disk: int,
+        seconds: float = math.inf,
+        *,
+        in_memory: Callable[[], InMemory] = InMemory,
+        buffers: Callable[[], Mapping[int, int]] = sockets.bytes_by_user,
+    ) -> None:
         """Begins.
 
         Args:
             pids: all its processes.
             disk: device of the workspaces.
             seconds: of processor time.
+            in_memory: looks for the files on tmpfs.
+            buffers: tells the bytes in sockets, by user.
         """
         self._uid = uid
         self._pids = pids
         self._disk = disk
         self._until = time.thread_time() + seconds
+        self._in_memory = functools.cache(in_memory)
+        self._buffers = buffers
+        self._opened: _Open | None = None
 
     def in_processes(self) -> Held:
         """What shows of what it holds of the container's memory at a short look."""
@@ -60,21 +143,35 @@ class Holdings:
 
     def in_folder(self, folder: str) -> Held:
         """What it holds of the file system, on tmpfs, that all sessions have at `folder`."""
-        return self._look(partial(self._files_on, os.stat(folder).st_dev, folder))
+        return self._look(lambda: self._files_on(os.stat(folder).st_dev, folder))
 
-    def on_disk(self, folders: list[str]) -> int:
-        """Bytes in folders that are its own, and in files without a name."""
+    def inodes_in_folder(self, folder: str) -> Held:
+        """The same in files."""
+        return self._look(lambda: self._inodes_on(folder))
+
+    def on_disk(self, folders: list[str]) -> OnDisk:
+        """What is in folders that are its own, and in files without a name.
+
+        Raises:
+            OSError: it cannot be looked for.
+        """
         with identity.seeing_as(self._uid):
-            files = {key: size for key, size in self._unlinked().items() if self._is_disk(key[0])}
+            opened = self._open()
+            files = {key: size for key, size in opened.unlinked.items() if self._is_disk(key[0])}
+            files = {**self._mapped(self._disk), **files}
+            hidden = opened.in_flight or self._is_closed()
             for folder in folders:
-                files |= self._named(folder)
-        return sum(files.values())
+                seen = look_into(folder, self._check_time)
+                hidden = hidden or not seen.complete or bool(seen.closed)
+                for some in seen.files.values():
+                    files |= some
+        return OnDisk(sum(files.values()), len(files), hidden)
 
     def _look(self, count: Callable[[], Held]) -> Held:
         try:
             with identity.seeing_as(self._uid):
                 return count()
-        except _TimeIsUpError:
+        except (_TimeIsUpError, OSError, ValueError, IndexError):  # what is in /proc is made by the session, too
             return Held(0, math.inf)
 
     def _private(self) -> Held:
@@ -89,25 +186,39 @@ class Holdings:
         return Held(least, sum(map(sum, families.values())))
 
     def _memory(self) -> Held:
-        private, mapped = self._private(), [0]
+        private, mapped, tables = self._private(), [0], 0
         for pid in self._processes():
             with suppress(OSError):
                 mapped.append(shared_memory(pid))
-        files = self._unlinked()
+                tables += page_tables(pid)
+        files = dict(self._open().unlinked)
         for folder in IN_MEMORY:
-            files |= self._named(folder, INODE_BYTES)
+            files |= {key: size + INODE_BYTES for key, size in self._named(folder).items()}
         held = sum(size for (device, _), size in files.items() if not self._is_disk(device))
         held += sum(size for _, size in shared_segments(self._uid))
+        other = tables + self._buffers().get(self._uid, 0)
         # What is mapped may be these very files.
-        return self._with_hidden(private.least + max(held, *mapped), private.most + held + sum(mapped))
+        return self._with_hidden(private.least + other + max(held, *mapped), private.most + other + held + sum(mapped))
 
     def _files_on(self, device: int, folder: str) -> Held:
-        files = {**self._mapped(device), **self._unlinked(), **self._named(folder)}
+        files = {**self._mapped(device), **self._open().unlinked, **self._named(folder)}
         held = sum(size for key, size in files.items() if key[0] == device)
         return self._with_hidden(held, held)
 
+    def _inodes_on(self, folder: str) -> Held:
+        device = os.stat(folder).st_dev
+        unlinked = {key for key in self._open().unlinked if key[0] == device}
+        count = len(unlinked | self._named(folder).keys())
+        return self._with_hidden(count, count)
+
+    def _named(self, folder: str) -> Files:
+        return self._in_memory().of(self._uid, folder)
+
     def _with_hidden(self, least: int, most: float) -> Held:
-        return Held(least, math.inf if self._hides() else most)
+        opened = self._open()
+        hides = opened.in_flight or len(opened.buffers) > MANY_BUFFERS or self._is_closed()
+        hides = hides or not self._in_memory().complete
+        return Held(least, math.inf if hides else most)
 
     def _is_disk(self, device: int) -> bool:
         return device == self._disk or os.major(device) != 0  # 0 is of no block device: tmpfs, memfd_create(2)
@@ -117,7 +228,7 @@ class Holdings:
             self._check_time()
             yield pid
 
-    def _hides(self) -> bool:
+    def _is_closed(self) -> bool:
         """Whether one of its processes does not let itself be looked into: prctl(2), PR_SET_DUMPABLE."""
         for pid in self._processes():
             try:
@@ -128,17 +239,27 @@ class Holdings:
                 continue
         return False
 
-    def _unlinked(self) -> Files:
-        """Files that only descriptors hold: memfd_create(2), or temporary ones that were removed."""
-        found: Files = {}
-        for pid in self._processes():
-            with suppress(OSError):
-                for name in os.listdir(f"/proc/{pid}/fd"):
-                    with suppress(OSError):
-                        status = os.stat(f"/proc/{pid}/fd/{name}")
-                        if stat.S_ISREG(status.st_mode) and not status.st_nlink:
-                            found[status.st_dev, status.st_ino] = status.st_blocks * BLOCK
-        return found
+    def _open(self) -> _Open:
+        """Files that only descriptors hold, such as temporary ones that were removed; sockets and pipes."""
+        if self._opened is None:
+            found = self._opened = _Open()
+            for pid in self._processes():
+                with suppress(OSError):
+                    for name in os.listdir(f"/proc/{pid}/fd"):
+                        with suppress(OSError):
+                            self._take(found, pid, name)
+        return self._opened
+
+    def _take(self, found: _Open, pid: int, name: str) -> None:
+        status = os.stat(f"/proc/{pid}/fd/{name}")
+        key = status.st_dev, status.st_ino
+        if stat.S_ISREG(status.st_mode) and not status.st_nlink:
+            found.unlinked[key] = status.st_blocks * BLOCK
+        elif stat.S_ISSOCK(status.st_mode) and key not in found.buffers:
+            found.buffers.add(key)
+            found.in_flight = found.in_flight or _has_files_in_flight(pid, name)
+        elif stat.S_ISFIFO(status.st_mode):
+            found.buffers.add(key)
 
     def _mapped(self, device: int) -> Files:
         """Files that were removed and are mapped, which needs no descriptor; as large as far as they are mapped."""
@@ -146,28 +267,14 @@ class Holdings:
         name = f"{os.major(device):02x}:{os.minor(device):02x}"
         for pid in self._processes():
             with suppress(OSError):
-                for line in read(f"/proc/{pid}/maps").splitlines():
+                for line in read(f"/proc/{pid}/maps").split("\n"):
+                    if not line.endswith(" (deleted)"):
+                        continue
                     span, _, offset, on, inode, *_ = line.split(maxsplit=5)
-                    if on == name and line.endswith(" (deleted)"):
+                    if on == name:
                         start, end = (int(address, 16) for address in span.split("-"))
                         key = device, int(inode)
                         found[key] = max(found.get(key, 0), int(offset, 16) + end - start)
-        return found
-
-    def _named(self, folder: str, extra: int = 0) -> Files:
-        """Files beneath a folder, without following links; each takes `extra` bytes more than its blocks."""
-        found: Files = {}
-        pending = [folder]
-        while pending:
-            with suppress(OSError), os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    self._check_time()
-                    with suppress(OSError):
-                        status = entry.stat(follow_symlinks=False)
-                        if status.st_uid == self._uid:
-                            found[status.st_dev, status.st_ino] = status.st_blocks * BLOCK + extra
-                        if stat.S_ISDIR(status.st_mode):
-                            pending.append(entry.path)
         return found
 
     def _check_time(self) -> None:
@@ -177,6 +284,12 @@ class Holdings:
 
 class _TimeIsUpError(Exception):
     """No OSError, as TimeoutError would be."""
+
+
+def _has_files_in_flight(pid: int, name: str) -> bool:
+    """Whether descriptors wait in a socket: proc(5), fdinfo, `scm_fds` (Linux 5.6). In the end there is one that is open."""
+    waiting = read(f"/proc/{pid}/fdinfo/{name}").partition("\nscm_fds:")[2].split(maxsplit=1)
+    return bool(waiting) and waiting[0] != "0"
 
 
 def _at_least(sizes: list[int], inherited: int) -> int:

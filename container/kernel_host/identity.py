@@ -58,13 +58,12 @@ def acting_as(uid: int) -> Iterator[None]:
 def seeing_as(uid: int) -> Iterator[None]:
     """Sees files, those in /proc too, as `uid` for a while; to its processes this one is still root's: setfsuid(2)."""
     libc = ctypes.CDLL(None)
-    libc.setfsgid(uid)
-    libc.setfsuid(uid)
+    group, user = libc.setfsgid(uid), libc.setfsuid(uid)  # as they were
     try:
         yield
     finally:
-        libc.setfsuid(os.geteuid())
-        libc.setfsgid(os.getegid())
+        libc.setfsuid(user)
+        libc.setfsgid(group)
 
 
 def become(uid: int) -> None:
@@ -112,11 +111,9 @@ def act_for(uid: int) -> None:
     os.setresuid(DEPUTY, uid, DEPUTY)
 
 
-def set_limits(limits: dict[str, int], mark: int = 0) -> None:
-    """Sets soft and hard limits of this process and all that it starts; no core files. `mark`: see `set_mark`."""
+def set_limits(limits: dict[str, int]) -> None:
+    """Sets soft and hard limits of this process and all that it starts; no core files."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if mark:
-        set_mark(mark)
     for name, value in limits.items():
         _, hard = resource.getrlimit(LIMITS[name])
         reserve = RESERVED_FILES if name == "nofile" else 0
@@ -128,9 +125,18 @@ def set_mark(mark: int) -> None:
     """Marks this process and all that it starts, so that sessions of one UID can be told apart.
 
     The mark is a limit, which everything inherits and nobody can raise again; that of real-time CPU time, which no
-    session can use. A session can lower it, and so hide from itself: its branches have lower ones already.
+    session can use. Nor can a session lower it, where system calls are filtered: `seccomp`.
     """
     resource.setrlimit(resource.RLIMIT_RTTIME, (mark, mark))
+
+
+def mark_other(pid: int, mark: int) -> None:
+    """The same for another process of this UID, which has a higher mark: prlimit(2).
+
+    Raises:
+        OSError: it has ended.
+    """
+    resource.prlimit(pid, resource.RLIMIT_RTTIME, (mark, mark))
 
 
 def mark_of(pid: int) -> int:
@@ -205,18 +211,21 @@ def kill_all_of_this_uid() -> None:
         time.sleep(0.002)
 
 
-def kill_marked(mark: int, spared: Collection[int]) -> None:
-    """SIGKILLs every process of the calling process's UID that has the mark, but those that are spared.
+def kill_all_but(marks: Collection[int], spared: Collection[int]) -> None:
+    """SIGKILLs every process of the calling process's UID but those with one of the marks, and those that are spared.
 
-    They are stopped first, so that none can start another one meanwhile.
+    They are stopped first, so that none can start another one meanwhile. What has no mark at all is a helper of ours.
 
     Raises:
         TimeoutError: processes are left after KILL_DEADLINE_SECONDS.
     """
+    left_alone = {0, *marks}
     deadline = time.monotonic() + KILL_DEADLINE_SECONDS
     stopped: set[int] = set()
     while time.monotonic() < deadline:
-        living = [pid for pid in _living_processes(os.getuid()) if pid not in spared and _has_mark(pid, mark)]
+        living = [
+            pid for pid in _living_processes(os.getuid()) if pid not in spared and _mark_of(pid) not in left_alone
+        ]
         if not living:
             return
         fresh = [pid for pid in living if pid not in stopped]
@@ -229,11 +238,11 @@ def kill_marked(mark: int, spared: Collection[int]) -> None:
     raise TimeoutError("some processes of the session could not be killed")
 
 
-def _has_mark(pid: int, mark: int) -> bool:
+def _mark_of(pid: int) -> int:
     try:
-        return mark_of(pid) == mark
-    except OSError:
-        return False
+        return mark_of(pid)
+    except OSError:  # it has ended
+        return 0
 
 
 def _living_processes(uid: int) -> list[int]:
@@ -242,7 +251,8 @@ def _living_processes(uid: int) -> list[int]:
         if not name.isdigit() or int(name) == os.getpid():
             continue
         try:
-            with open(f"/proc/{name}/status", encoding="utf-8", errors="replace") as file:
+            # A session names its processes as it likes: only "\\n" ends a line.
+            with open(f"/proc/{name}/status", encoding="utf-8", errors="replace", newline="\n") as file:
                 status = dict(line.split(":", 1) for line in file if ":" in line)
         except (FileNotFoundError, ProcessLookupError):
             continue

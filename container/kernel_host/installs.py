@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain, islice, repeat
 from typing import Any
@@ -90,14 +90,14 @@ def _installed(wheels: list[str], user_site: str, preloaded: set[str]) -> Iterat
             yield {"name": name, "modules": modules, "preloaded": not preloaded.isdisjoint(modules)}
 
 
-def install(staging: int, name: str, private: str, home: str, limits: dict[str, int]) -> dict[str, Any]:
+def install(staging: int, name: str, private: str, begin: Callable[[], None], limits: dict[str, int]) -> dict[str, Any]:
     """Installs the wheels in the folder `name` of the open staging folder where `pip install --user` would.
 
     They are exactly what is wanted: nothing is resolved here.
 
     Args:
         private: folder of the session in which the wheels are meanwhile: it cannot reach staging.
-        home: the session's workspace.
+        begin: goes to the session's workspace and raises the session's walls, when the wheels are in `private`.
     """
     preloaded = set(sys.modules)  # as every kernel finds them
     folder = f"{private}/{name}-{os.getpid()}"
@@ -109,6 +109,8 @@ def install(staging: int, name: str, private: str, home: str, limits: dict[str, 
             for wheel in wheels:
                 os.rename(wheel, wheel, src_dir_fd=staged, dst_dir_fd=target)
             os.close(target)
+        begin()
+        home = os.getcwd()
         identity.make_dumpable()
         identity.yield_to_host()
         identity.set_limits(limits)
@@ -123,14 +125,21 @@ def _run_uv(wheels: list[str], folder: str, home: str) -> None:
 
     command = [find_uv_bin(), "pip", "install", "--no-config", "--offline", "--no-index", "--no-deps", "--no-build"]
     command += ["--no-cache", "--link-mode", "copy", "--no-progress", "--color", "never", "--no-python-downloads"]
-    command += ["--python", sys.executable, "--prefix", f"{home}/.local", "--", *wheels]
+    command += [
+        "--python",
+        sys.executable,
+        "--prefix",
+        ".local",
+        "--",
+        *wheels,
+    ]  # no path of the workspace: it has the id
     # Nothing of ours: the session could read it. Few threads: they count against its limit.
     environment = {"HOME": home, "TMPDIR": folder, "PATH": os.defpath, "LC_ALL": "C.UTF-8"}
     environment.update(dict.fromkeys(("UV_CONCURRENT_INSTALLS", "RAYON_NUM_THREADS", "TOKIO_WORKER_THREADS"), "2"))
     try:
         done = subprocess.run(
             command,
-            cwd=folder,
+            cwd=home,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

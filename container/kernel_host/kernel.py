@@ -367,15 +367,18 @@ def run(
     _silence_standard_streams()
     app = make_app()
     app.session.key = launch.key
+    app.session.copy_threshold = sys.maxsize  # for messages without a copy pyzmq has a thread, which no fork would have
     if launch.uid is not None:
         identity.yield_to_host()
     with nullcontext() if launch.host_uid is None else identity.acting_as(launch.host_uid):
         listeners = listen(launch.run_dir)
+    if launch.mark:  # before system calls are filtered: it cannot be changed afterwards
+        identity.set_mark(launch.mark)
     if launch.walls is not None:  # before there is a second thread, which they would not restrict
         launch.walls.raise_around([launch.workspace, launch.private, *launch.later], launch.shared)
     app.open_channels(launch.run_dir, listeners)
     bound()
-    identity.set_limits(launch.limits, launch.mark)
+    identity.set_limits(launch.limits)
     if launch.uid is None:
         identity.die_with_parent()
     else:

@@ -8,13 +8,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from . import children, cleaning, identity
+from . import children, cleaning, identity, naming
 from .beneath import Refused
-from .children import Child
+from .children import Child, Report
 from .config import Config
-from .lines import Line
+from .lines import Inbox, Line
 from .loop import Loop, Reply
 from .sessions import Session, Sessions
 from .usage import container_memory, machine_memory, own_memory, usage
@@ -22,6 +23,7 @@ from .walls import Walls
 
 SPAWN_SECONDS = 30.0
 DROP_SECONDS = 60.0
+CLEAR_AGAIN_SECONDS, MAX_CLEAR_AGAIN_SECONDS = 1.0, 30.0  # between attempts; each one waits twice as long
 GROWN = 0.2  # of the container's memory: so much a kernel must have beyond its checkpoints for these to stay
 
 
@@ -44,76 +46,96 @@ class KernelRequests:
         self._endings: Counter[str] = Counter()  # of sessions whose processes are being ended, how often at a time
         self._waiting: dict[str, list[Callable[[], None]]] = {}  # for the end of these
 
-    def wait_settled(self, session_id: str, then: Callable[[], None]) -> bool:
+    def wait_settled(self, handle: str, then: Callable[[], None]) -> bool:
         """Whether something ends the session's processes, which would end those that come next, too.
 
         Then it is called when that is over.
         """
-        if busy := self._endings[session_id] > 0:
-            self._waiting.setdefault(session_id, []).append(then)
+        if busy := self._endings[handle] > 0:
+            self._waiting.setdefault(handle, []).append(then)
         return busy
 
     def _settle(self, session: Session) -> None:
-        self._endings[session.session_id] -= 1
-        if not self._endings[session.session_id]:
-            del self._endings[session.session_id]
-            for then in self._waiting.pop(session.session_id, []):
+        self._endings[session.handle] -= 1
+        if not self._endings[session.handle]:
+            del self._endings[session.handle]
+            for then in self._waiting.pop(session.handle, []):
                 then()
 
     def spawn(self, request: dict[str, Any], reply: Reply) -> None:
-        """Starts the kernel of a session that has none, and makes the session if it is new."""
-        session = self._sessions.find_or_make(str(request["session_id"]))
+        """Starts the kernel of a session that has none, and makes the session if it is new.
+
+        Raises:
+            Begin: in the kernel's process, which goes on from where nothing of ours is on the stack.
+        """
+        session = self._sessions.find_or_make(str(request["session"]))
         if session.pid is not None:
-            raise Refused(f"session {session.session_id} has a kernel already")
-        self._sessions.empty_run_dir(session)
-
-        def body(report: children.Report) -> None:
-            from . import kernel
-
+            raise Refused("the session has a kernel already")
+        secrets = self._sessions.open_handed(str(request["secrets"]))
+        ours, theirs = Line.pair()
+        try:
+            self._sessions.empty_run_dir(session)
+            begin = self._kernel_of(session, secrets, theirs, warm=bool(request.get("warm")))
+            pid, inbox = children.fork(begin, keep=(theirs.fileno(), secrets), begin=True)
+        except children.Begin:
+            ours.socket.detach()  # it is closed, and its number must not be closed again
+            raise
+        except BaseException:
             ours.close()
-            key = os.urandom(32).hex()
-            launch = kernel.KernelLaunch(
-                session_id=session.session_id,
-                key=key.encode(),
-                run_dir=session.run_dir,
-                workspace=session.workspace,
-                private=session.private,
-                uid=session.uid,
-                host_uid=self._config.host_uid if self._sessions.isolated else None,
-                limits=self._config.limits,
-                environment=self._config.environment,
-                warm=bool(request.get("warm")),
-                shared=self._config.shared_dir,
-                walls=self._walls if self._sessions.isolated else None,
-                mark=session.mark if self._sessions.isolated else 0,
-                later=tuple(self._sessions.later_folders(session)),
-            )
-            answer = {"pid": os.getpid(), "key": key, "ip": f"{session.slot}/s", "workspace": launch.workspace}
+            theirs.close()
+            os.close(secrets)
+            raise
+        theirs.close()
+        os.close(secrets)
+        self.follow(session, pid, inbox, ours, reply)
+
+    def _kernel_of(self, session: Session, secrets: int, line: Line, *, warm: bool) -> Callable[[Report], None]:
+        """What the process does that becomes the session's kernel."""
+        from . import kernel
+
+        isolated, sessions_dir, waiting = self._sessions.isolated, self._config.sessions_dir, session.pair.waiting
+        launch = kernel.KernelLaunch(
+            session_id="",
+            key=b"",
+            run_dir=session.run_dir,
+            workspace="",
+            private=session.private,
+            uid=session.uid,
+            host_uid=self._config.host_uid if isolated else None,
+            limits=self._config.limits,
+            environment=self._config.environment,
+            warm=warm,
+            shared=self._config.shared_dir,
+            walls=self._walls if isolated else None,
+            mark=session.mark if isolated else 0,
+            later=tuple(self._sessions.later_folders(session)),
+        )
+        ip = f"{session.slot}/s"
+
+        def begin(report: Report) -> None:
+            own = naming.read_secrets(secrets)
+            workspace = naming.name(waiting, sessions_dir, own.session_id, launch.uid)
 
             def bound() -> None:
-                report({"result": answer})
+                report({"result": {"pid": os.getpid(), "ip": ip}})
                 report.close()  # what the session forks must not hold it open
 
-            kernel.run(launch, bound, theirs)
+            kernel.run(replace(launch, session_id=own.session_id, key=own.key, workspace=workspace), bound, line)
 
-        ours, theirs = Line.pair()
-        pid, pipe = children.fork(body, keep=(theirs.fileno(),))
-        theirs.close()
-        self.follow(session, pid, pipe, ours, reply)
+        return begin
 
     def follow(
-        self, session: Session, pid: int, pipe: int, line: Line, reply: Reply, seconds: float = SPAWN_SECONDS
+        self, session: Session, pid: int, inbox: Inbox, line: Line, reply: Reply, seconds: float = SPAWN_SECONDS
     ) -> None:
         """A kernel of the session has been forked: passes on what it reports, and tells of its end.
 
         Args:
-            pipe: on which it reports once, that it has started.
+            inbox: where it reports once, that it has started.
             line: to ask it for checkpoints.
             seconds: until it must have started.
         """
         session.pid, session.started = pid, time.monotonic()
         session.line = line
-        line.socket.setblocking(False)
         answered = False
 
         def on_report(message: dict[str, Any]) -> None:
@@ -132,12 +154,12 @@ class KernelRequests:
             if not answered:
                 reply({"error": {"code": "failed", "message": f"the kernel ended while it started ({how})"}})
             kept = list(session.checkpoints)
-            session.death = {"event": "death", "session_id": session.session_id, "pid": pid, "checkpoints": kept, **how}
+            session.death = {"event": "death", "session": session.handle, "pid": pid, "checkpoints": kept, **how}
             self._on_death(session.death)
             while session.on_end:
                 session.on_end.pop()()
 
-        child = Child(pid, pipe, on_report, on_exit, time.monotonic() + seconds)
+        child = Child(pid, inbox, on_report, on_exit, time.monotonic() + seconds)
         self._loop.start(child)
 
     def signal(self, request: dict[str, Any], reply: Reply) -> None:
@@ -153,12 +175,12 @@ class KernelRequests:
         self._kill(self._sessions.find(request), reply)
 
     def _kill(self, session: Session, reply: Reply) -> None:
-        if self.wait_settled(session.session_id, lambda: self._kill(session, reply)):
+        if self.wait_settled(session.handle, lambda: self._kill(session, reply)):
             return
-        if session not in self._sessions:  # it was cleared while this waited
+        if session not in self._sessions or session.cleared:  # that came while this waited
             reply({"result": {}})
             return
-        self._endings[session.session_id] += 1
+        self._endings[session.handle] += 1
         _end_kernel(session)
 
         def finish(message: dict[str, Any]) -> None:
@@ -174,15 +196,19 @@ class KernelRequests:
         self._loop.help(session.uid, self._ending(session), finish)
 
     def _ending(self, session: Session) -> Callable[[], dict[str, Any]]:
-        """What a helper with the session's UID does: ends whatever the kernel has started, but no checkpoint."""
+        """What a helper with the session's UID does: ends whatever the kernel has started, but no checkpoint.
+
+        In a family that is all but what has the mark of a living relative: a mark that is nobody's is a stray's.
+        """
         spared = {checkpoint.process.pid for checkpoint in session.checkpoints.values()}
-        alone = not spared and not self._sessions.relatives(session)
+        others = {relative.mark for relative in self._sessions.relatives(session)}
+        alone = not spared and not others
 
         def end() -> dict[str, Any]:
             if session.uid is not None and alone:
                 identity.kill_all_of_this_uid()
             elif session.uid is not None:
-                identity.kill_marked(session.mark, spared)
+                identity.kill_all_but(others, spared)
             return {}
 
         return end
@@ -197,7 +223,7 @@ class KernelRequests:
         if exceeded["what"] == "memory" and not _has_outgrown_checkpoints(session, GROWN * exceeded["limit"]):
             for name in list(session.checkpoints):
                 drop(session, name, 0.0)
-        self._endings[session.session_id] += 1
+        self._endings[session.handle] += 1
         _end_kernel(session)
 
         end = self._ending(session)
@@ -215,30 +241,73 @@ class KernelRequests:
         self._loop.help(session.uid, work, finish)
 
     def clear(self, request: dict[str, Any], reply: Reply) -> None:
-        """Ends every process of the session and removes all that it owns; its UID is free again afterwards."""
-        self._clear(self._sessions.find(request), reply)
+        """Ends every process of the session and removes all that it owns; its UID is free again afterwards.
+
+        What cannot be done now is tried again until it is; the answer then says so, and the UID is nobody else's meanwhile.
+        """
+        self._clear(self._sessions.find_any(request), reply)
 
     def _clear(self, session: Session, reply: Reply) -> None:
-        if self.wait_settled(session.session_id, lambda: self._clear(session, reply)):
+        if session not in self._sessions:
+            reply({"result": {}})
             return
+        if self.wait_settled(session.handle, lambda: self._clear(session, reply)):
+            return
+        session.cleared += 1
+        self._endings[session.handle] += 1
         _end_kernel(session)
         for name in list(session.checkpoints):
             drop(session, name)
         end, alone = self._ending(session), not self._sessions.relatives(session)
 
         def remove() -> dict[str, Any]:
-            end()
-            cleaning.empty_folder(session.workspace)
-            cleaning.empty_folder(session.private)
-            if session.uid is not None and alone:
-                cleaning.empty_memory()
+            with cleaning.all_of_it() as attempt:
+                with attempt():
+                    end()
+                with attempt():
+                    os.fchdir(session.home)
+                    cleaning.empty_folder(".")
+                with attempt():
+                    cleaning.empty_folder(session.private)
+                with attempt():
+                    if session.uid is not None and alone:
+                        cleaning.empty_memory()
             return {}
 
         def finish(message: dict[str, Any]) -> None:
-            self._sessions.forget(session)
-            reply(message)
+            if "error" in message or session.pid is not None:
+                self._settle(session)
+                self._clear_later(session)
+                why = message.get("error", {}).get("message", "its kernel has not ended yet")
+                reply({"error": {"code": "failed", "message": str(why)}})
+            else:
+                self._loop.help(None, self._sessions.release(session), forget, keep=(session.home,))
+                os.close(session.home)  # the helper has it, and so waits for what was large
 
-        self._loop.help(session.uid, remove, finish)
+        def forget(message: dict[str, Any]) -> None:
+            self._sessions.forget(session, returned=bool(message.get("result", {}).get("returned")))
+            self._settle(session)
+            reply({"result": {}})
+
+        def ended(message: dict[str, Any]) -> None:
+            if "error" in message or session.pid is None:
+                finish(message)
+            else:  # of its process Linux tells in a moment
+                session.on_end.append(lambda: finish(message))
+
+        self._loop.help(session.uid, remove, ended, keep=(session.home,))
+
+    def _clear_later(self, session: Session) -> None:
+        if session.clears_again:
+            return
+        session.clears_again = True
+
+        def again() -> None:
+            session.clears_again = False
+            self._clear(session, lambda _message: None)
+
+        seconds = min(CLEAR_AGAIN_SECONDS * 2 ** (session.cleared - 1), MAX_CLEAR_AGAIN_SECONDS)
+        self._loop.call_later(seconds, again)
 
     def usage(self, request: dict[str, Any], reply: Reply) -> None:
         """Memory, CPU time and processes of a session."""
@@ -255,7 +324,7 @@ class KernelRequests:
         now = time.monotonic()
         listed = [
             {
-                "session_id": session.session_id,
+                "session": session.handle,
                 "uid": session.uid,
                 "pid": session.pid,
                 "kernel_age_seconds": now - session.started if session.pid else None,
@@ -263,6 +332,7 @@ class KernelRequests:
                 "checkpoints": list(session.checkpoints),
             }
             for session in self._sessions
+            if not session.cleared
         ]
         reply({"result": {"sessions": listed, "oom_kills": children.oom_kills()}})
 

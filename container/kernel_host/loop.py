@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import os
+import select
 import selectors
 import signal
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -27,11 +30,17 @@ class Loop:
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
         self._children: dict[int, Child] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
         self._running = True
 
     def stop(self) -> None:
         """Makes `run` return."""
         self._running = False
+
+    def call_later(self, seconds: float, then: Callable[[], None]) -> None:
+        """Calls it once, not before so many seconds have passed."""
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), then))
 
     def run(self, next_deadline: Callable[[], float | None], on_deadline: Callable[[], None]) -> None:
         """Serves until `stop`, SIGTERM or SIGINT.
@@ -47,26 +56,30 @@ class Loop:
         self.selector.register(wakeup, selectors.EVENT_READ, lambda _mask: self._reap(wakeup))
         while self._running:
             deadlines = [child.deadline for child in self._children.values()] + [next_deadline()]
+            deadlines += [self._timers[0][0]] if self._timers else []
             earliest = min((deadline for deadline in deadlines if deadline is not None), default=None)
             timeout = None if earliest is None else max(0.0, earliest - time.monotonic())
             for key, mask in self.selector.select(timeout):
-                try:
+                with guarded():
                     key.data(mask)
-                except Exception:  # what comes from sessions must not end the process that all of them hang on
-                    traceback.print_exc()
-            self._kill_overdue()
-            on_deadline()
+            with guarded():
+                self._kill_overdue()
+            with guarded():
+                self._call_due()
+            with guarded():
+                on_deadline()
 
     def start(self, child: Child) -> None:
         """Follows a forked child."""
         self._children[child.pid] = child
-        if child.pipe >= 0:
-            self.selector.register(child.pipe, selectors.EVENT_READ, lambda _mask: self._read(child))
+        if child.inbox is not None:
+            self.selector.register(child.inbox.descriptor, selectors.EVENT_READ, lambda _mask: self._read(child))
 
     def silence(self, child: Child) -> None:
         """Reads no more of what it reports."""
-        if child.pipe >= 0:
-            self._close(child)
+        if child.inbox is not None and child.inbox.descriptor >= 0:
+            self.selector.unregister(child.inbox.descriptor)
+            child.inbox.close()
 
     def follows(self, pid: int) -> bool:
         """Whether that is a child which it follows already."""
@@ -97,7 +110,7 @@ class Loop:
             report({"result": body()})
 
         try:
-            pid, pipe = children.fork(work, keep)
+            pid, inbox = children.fork(work, keep)
         except OSError as error:  # no process, or no memory, is to be had
             reply({"error": {"code": "failed", "message": f"no helper could be started: {error}"}})
             return
@@ -109,24 +122,23 @@ class Loop:
             reply(answers[0] if answers else lost)
 
         deadline = time.monotonic() + children.HELPER_SECONDS
-        self.start(Child(pid, pipe, answers.append, on_exit, deadline, helps=True))
+        self.start(Child(pid, inbox, answers.append, on_exit, deadline, helps=True))
+
+    def _call_due(self) -> None:
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2]()
 
     def _kill_overdue(self) -> None:
         now = time.monotonic()
         for child in self._children.values():
             if child.deadline is not None and child.deadline <= now:
                 child.deadline = None
-                os.kill(child.pid, signal.SIGKILL)
+                child.kill()
 
     def _read(self, child: Child) -> None:
         # The child may have been reaped since this descriptor was found to be readable.
-        if child.pipe >= 0 and not child.read():
+        if child.inbox is not None and child.inbox.descriptor >= 0 and not child.read():
             self.silence(child)
-
-    def _close(self, child: Child) -> None:
-        self.selector.unregister(child.pipe)
-        os.close(child.pipe)
-        child.pipe = -1
 
     def _reap(self, wakeup: int) -> None:
         with suppress(BlockingIOError):
@@ -137,15 +149,26 @@ class Loop:
                 if not pid:
                     return
                 if child := self._children.pop(pid, None):  # else an orphan of a session's
+                    child.ended = True
                     self._end(child, status)
             signal.raise_signal(signal.SIGCHLD)  # there may be more
 
     def _end(self, child: Child, status: int) -> None:
-        while child.pipe >= 0 and _readable(child.pipe):  # what it reported before it ended
-            self._read(child)
-        if child.pipe >= 0:  # a grandchild holds the other end
-            self._close(child)
-        child.on_exit(status)
+        with guarded():
+            while child.inbox is not None and _readable(child.inbox.descriptor):  # what it reported before it ended
+                self._read(child)
+        self.silence(child)  # a grandchild may hold the other end
+        with guarded():
+            child.on_exit(status)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """An error is printed, and no more: what comes from one session must not end the process that all of them hang on."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
 
 
 def _nothing(_signum: int, _frame: FrameType | None) -> None:
@@ -153,6 +176,8 @@ def _nothing(_signum: int, _frame: FrameType | None) -> None:
 
 
 def _readable(descriptor: int) -> bool:
-    with selectors.DefaultSelector() as selector:
-        selector.register(descriptor, selectors.EVENT_READ)
-        return bool(selector.select(timeout=0))
+    if descriptor < 0:
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))

@@ -25,7 +25,7 @@ from typing import Any
 
 from .look import Look
 from .openings import CLOSE, PAIR, PIPE, Found, Kept, Openings, trackers
-from .pools import is_monitor, native, runs_loop, script_loop
+from .pools import end_idle_collector, is_monitor, native, runs_loop, script_loop
 from .text import sendable
 from .usage import read, stat_of
 
@@ -110,7 +110,8 @@ def find(
 ) -> list[str]:
     """Names what stands in the way of a fork: one sentence for each, with what to do; none if there is nothing.
 
-    Waits up to LOOK_SECONDS for looks at the variables, and ends IPython's idle thread for `%%bash`. If something is found, garbage is collected before the second
+    Waits up to LOOK_SECONDS for looks at the variables, and ends IPython's idle thread for `%%bash` and pyzmq's for
+    messages without a copy. If something is found, garbage is collected before the second
     look: what nobody can reach any more would be refused for nothing.
 
     Args:
@@ -121,6 +122,7 @@ def find(
         children: process ids of the kernel's own children.
     """
     place = _Place(own, run_dir, (workspace, private), loop, children)
+    end_idle_collector()
     if not _look(place):
         return []
     gc.collect()

@@ -78,6 +78,14 @@ def quieten(own: Collection[int] = ()) -> list[str]:
     return [path for path in sorted(set(OPENMP.findall(maps)) if "omp" in maps else ()) if not _pause(path)]
 
 
+def end_idle_collector() -> None:
+    """Ends pyzmq's thread for messages that were sent without a copy, if none is on its way: it starts again with the next."""
+    collector = vars(sys.modules.get("zmq.utils.garbage", object)).get("gc")
+    with suppress(Exception):  # not a part of its interface
+        if collector is not None and collector.is_alive() and not collector.refs:
+            collector.stop()
+
+
 def _pause(path: str) -> bool:
     try:
         return not ctypes.CDLL(path, os.RTLD_NOLOAD).omp_pause_resource_all(OMP_PAUSE_HARD)

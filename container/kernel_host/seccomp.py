@@ -93,7 +93,10 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "_sysctl": (156, None),
 }
 NAMESPACES = 0x7E020000  # clone(2): CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
-TIOCSTI, TIOCLINUX = 0x5412, 0x541C  # ioctl_tty(2): to type into the terminal of somebody else
+# ioctl_tty(2): to type into the terminal of somebody else, and line disciplines, which Linux loads drivers for.
+TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423
+MSG_OOB = 1  # of unix sockets, too: hardly any program, and some holes in Linux
+RLIMIT_RTTIME = 15  # tells the processes of a family apart: `identity.set_mark`
 LOCAL_FAMILIES = (socket.AF_UNIX, socket.AF_NETLINK)
 INTERNET_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 SOCK_TYPE_MASK = 0xF
@@ -102,13 +105,24 @@ INTERNET_PROTOCOLS = (0, 6, 17)  # whatever fits, TCP, UDP; not MPTCP (262), SCT
 NETLINK_ROUTE = 0  # by which programs ask for addresses and routes
 
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH of linux/audit.h
-_CALLS = {"socket": (41, 198), "socketpair": (53, 199), "clone": (56, 220), "ioctl": (16, 29)}
+_CALLS = {
+    "socket": (41, 198),
+    "socketpair": (53, 199),
+    "clone": (56, 220),
+    "ioctl": (16, 29),
+    "setrlimit": (160, 164),
+    "prlimit64": (302, 261),
+    "sendto": (44, 206),
+    "sendmsg": (46, 211),
+    "sendmmsg": (307, 269),
+}
 _X32 = 0x40000000  # calls of the x32 ABI have numbers from here
 
 # Instructions: linux/bpf_common.h.
-_LOAD, _AND, _EQUAL, _AT_LEAST, _ANY_BIT, _JUMP, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x05, 0x06
+_LOAD, _AND, _EQUAL, _ABOVE, _AT_LEAST, _ANY_BIT, _JUMP, _RETURN = 0x20, 0x54, 0x15, 0x25, 0x35, 0x45, 0x05, 0x06
 _NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+_IGNORED = 0  # in place of an error: the call has succeeded
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 
 
@@ -180,6 +194,11 @@ def program(machine: str, network: str) -> bytes:
         "socketpair": _sockets(network),
         "clone": _new_namespaces(),
         "ioctl": _typing(),
+        "setrlimit": _fixed_limit(),
+        "prlimit64": _fixed_limit_of_any(),
+        "sendto": _urgent(3),
+        "sendmsg": _urgent(2),
+        "sendmmsg": _urgent(3),
     }.items():
         made.of_call(_CALLS[name][column], body)
     made.allow()
@@ -220,8 +239,45 @@ def _new_namespaces() -> _Program:
 def _typing() -> _Program:
     made = _Program()
     made.add(_LOAD, _argument(1))
-    for request in (TIOCSTI, TIOCLINUX):
+    for request in (TIOCSTI, TIOCLINUX, TIOCSETD):
         made.refuse_if(_EQUAL, request, errno.EPERM)
+    made.allow()
+    return made
+
+
+def _fixed_limit() -> _Program:
+    """setrlimit(2): to set that limit does nothing, and no harm, since it is one of real-time scheduling."""
+    made = _Program()
+    made.add(_LOAD, _argument(0))
+    made.refuse_if(_EQUAL, RLIMIT_RTTIME, _IGNORED)
+    made.allow()
+    return made
+
+
+def _fixed_limit_of_any() -> _Program:
+    """prlimit(2), which is also what the C library makes of setrlimit; who asks for the limit that was before is refused."""
+    setting = _Program()
+    for half in (0, 4):
+        setting.add(_LOAD, _argument(3) + half)  # where the limit that was before would be written to
+        setting.refuse_if(_ABOVE, 0, errno.EPERM)
+    setting.refuse(_IGNORED)
+    limit = _Program()
+    for half in (0, 4):
+        limit.add(_LOAD, _argument(2) + half)  # where the new limit is; 0 to look only
+        limit.add(_EQUAL, 0, len(setting.code))
+        limit.code += setting.code
+    limit.allow()
+    made = _Program()
+    made.add(_LOAD, _argument(1))
+    made.of_call(RLIMIT_RTTIME, limit)
+    made.allow()
+    return made
+
+
+def _urgent(flags: int) -> _Program:
+    made = _Program()
+    made.add(_LOAD, _argument(flags))
+    made.refuse_if(_ANY_BIT, MSG_OOB, errno.EOPNOTSUPP)
     made.allow()
     return made
 

@@ -1,7 +1,7 @@
 """The kernel host: wires the loop, the sessions and the control protocol of `container/README.md` together.
 
-It holds ids, paths and numbers only. Code, outputs and file contents never pass through this process, because every
-kernel is forked from it and inherits its memory.
+It holds handles, paths and numbers only. Ids of sessions, keys, the owner's token, code, outputs and file contents never
+pass through this process, because every kernel is forked from it and inherits its memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .connections import Connections
 from .immortal import immortalize
 from .kernels import KernelRequests
 from .leisure import Leisure
-from .loop import Loop, Reply
+from .loop import Loop, Reply, guarded
 from .preload import make_shell_ahead, preload, rehearse, warm_up
 from .sessions import Sessions
 from .supervisor import Supervisor
@@ -47,7 +47,7 @@ class Server:
         self._loop = Loop()
         walls = Walls.here(config.walls, config.internet, config.tcp_ports)
         self._sessions = Sessions(config, walled=bool(walls.landlock) and config.isolation == "uid")
-        transfers = FileRequests(config, self._sessions, self._loop)
+        transfers = FileRequests(config, walls, self._sessions, self._loop)
         self._connections = Connections(
             self._loop, config.owner, _hello(config, walls, preloaded), self._handle, transfers.unstage_all
         )
@@ -91,10 +91,17 @@ class Server:
         self._connections.listen(self._make_listener())
         try:
             self._loop.run(self._next_deadline, self._on_deadline)
-        finally:
-            self._kernels.end_all()
-            with self._sessions.as_host(), suppress(OSError):
-                os.unlink(f"{self._config.run_dir}/control")
+        except children.Begin:
+            raise
+        except BaseException:
+            self._end()
+            raise
+        self._end()
+
+    def _end(self) -> None:
+        self._kernels.end_all()
+        with self._sessions.as_host(), suppress(OSError):
+            os.unlink(f"{self._config.run_dir}/control")
 
     def _relay(self) -> None:
         """Starts the way to the proxy, again where it ends, unless that is at once."""
@@ -110,8 +117,8 @@ class Server:
                 self._relay()
 
         begun = time.monotonic()
-        pid, pipe = children.fork(body)
-        self._loop.start(Child(pid, pipe, lambda _report: None, again))
+        pid, inbox = children.fork(body)
+        self._loop.start(Child(pid, inbox, lambda _report: None, again))
 
     def _make_folders(self) -> None:
         for folder, mode in (
@@ -149,14 +156,15 @@ class Server:
         self._supervisor.tick()
         self._leisure.step()
         while self._due:
-            self._due.popleft()()
+            with guarded():
+                self._due.popleft()()
         end = self._end_of_lease()
         if end is not None and end <= time.monotonic():
             self._loop.stop()
 
     def _spawn(self, request: dict[str, Any], reply: Reply) -> None:
         def spawn() -> None:
-            if not self._kernels.wait_settled(str(request.get("session_id")), lambda: self._due.append(spawn)):
+            if not self._kernels.wait_settled(str(request.get("session")), lambda: self._due.append(spawn)):
                 self._answer(self._kernels.spawn, request, reply)
 
         # From the loop itself: how deep code of a session may recurse depends on where its process was forked.
@@ -211,6 +219,7 @@ def _hello(config: Config, walls: Walls, preloaded: list[str]) -> dict[str, Any]
         "protocol": PROTOCOL,
         "python": ".".join(map(str, sys.version_info[:3])),
         "preloaded": preloaded,
+        "sessions_dir": config.sessions_dir,
         "isolation": config.isolation,
         "capabilities": identity.effective_capabilities(),
         "layers": layers(walls),
@@ -219,11 +228,21 @@ def _hello(config: Config, walls: Walls, preloaded: list[str]) -> dict[str, Any]
     }
 
 
+# What a kernel has of the process that it was forked from. It is never freed: with it, descriptors would be closed whose
+# numbers are others' by then.
+_PAST: list[Any] = []
+
+
 def main() -> None:
-    """Entry point of the kernel host."""
+    """Entry point of the kernel host, and, in each process that it forks for a kernel, of that."""
     if sys.argv[1:2] == ["--rehearse"]:
         rehearse(sys.argv[2])
-        return
+    elif kernel := _serve():
+        kernel()
+
+
+def _serve() -> Callable[[], None] | None:
+    """Serves until the end; returns in a process that is to become a kernel, with what it has to do."""
     config = Config.from_environment()
     if config.isolation == "uid" and not identity.in_own_pid_namespace():
         sys.exit("kernel_host: refused: isolation by UID needs a container with a PID namespace and an init of its own")
@@ -234,4 +253,10 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*", category=DeprecationWarning)
     gc.collect()
     gc.freeze()  # keeps the collector from touching, and so copying, the pages that all kernels share
-    Server(config, preloaded).run()
+    server = Server(config, preloaded)
+    try:
+        server.run()
+    except children.Begin as begin:
+        _PAST.append(server)
+        return begin.run
+    return None

@@ -1,5 +1,8 @@
 """Which sessions there are: their UIDs and folders. They outlive their kernels.
 
+A session is known here by a handle. Its id, which is all that a client needs to use it, never enters this process,
+whose memory every kernel inherits; so neither does the path of its workspace, which ends with the id: `naming`.
+
 A session that was branched from another one is of its family: a process cannot get another UID, nor wider walls.
 """
 
@@ -11,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from . import cleaning, identity
+from . import cleaning, identity, naming
 from .beneath import Refused
 from .children import Child
 from .config import Config
@@ -19,6 +22,7 @@ from .lines import Line
 
 SLOTS = 1_000  # the paths of sockets are short: see `rundir` in the server
 FIRST_MARK = 1 << 40  # of processes; those of later sessions are lower
+NO_ROOM = "the disk of the workspaces has no room for another session; remove files in sessions, or close some"
 
 
 class Pair(NamedTuple):
@@ -50,14 +54,17 @@ class Family:
     later: list[Pair] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(eq=False)
 class Session:
     """A session's identity and folders.
 
     Attributes:
+        handle: what the server calls it here.
         slot: a number that no other present session has; names its run folder.
         mark: of its processes, by which those of a family are told apart.
-        pair: what its folders were before, if it is a branch.
+        pair: its folders as they were before it had them.
+        home: descriptor of its workspace, whose path is not known here.
+        shared: its pair is one of its family's, and goes back to it.
         reach: pairs of its family that are within the walls of its own processes.
         line: to its kernel, which is asked for checkpoints on it.
         checkpoints: by their names.
@@ -65,18 +72,20 @@ class Session:
         death: the event that told of its last kernel's end.
         started: when that was forked (monotonic seconds).
         exceeded: the limit for which its processes were stopped; told with the kernel's death.
-        stopped_at: bytes of files that it had when it was stopped for them: these stay, so that it can remove them.
+        stopped_at: what its files took of the disk when it was stopped for them: these stay, so that it can remove them.
         on_end: what waits for the end of its kernel.
+        cleared: how often it was tried to remove all that it owns; from the first time on it takes no other request.
+        clears_again: it will be tried once more.
     """
 
-    session_id: str
+    handle: str
     slot: int
     family: Family
     mark: int
-    workspace: str
-    private: str
+    pair: Pair
+    home: int
     run_dir: str
-    pair: Pair | None = None
+    shared: bool = False
     reach: list[Pair] = field(default_factory=list)
     line: Line | None = None
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
@@ -84,13 +93,20 @@ class Session:
     death: dict[str, Any] | None = None
     started: float = 0.0
     exceeded: dict[str, Any] | None = None
-    stopped_at: int = 0
+    stopped_at: float = 0.0
     on_end: list[Callable[[], None]] = field(default_factory=list)
+    cleared: int = 0
+    clears_again: bool = False
 
     @property
     def uid(self) -> int | None:
         """None without isolation."""
         return self.family.uid
+
+    @property
+    def private(self) -> str:
+        """Its folder for temporary files, caches and the files of its checkpoints."""
+        return self.pair.private
 
 
 class Sessions:
@@ -122,83 +138,109 @@ class Sessions:
         """File access as the server's user, to whom the run folder belongs."""
         return identity.acting_as(self._config.host_uid) if self.isolated else nullcontext()
 
+    def open_handed(self, name: str) -> int:
+        """Opens a file in which the server hands over what must not enter this process; the caller closes it.
+
+        Raises:
+            Refused: that is no name of one, or it is not there.
+        """
+        if not name.isalnum():
+            raise Refused("the name of a file that is handed over is letters and digits")
+        try:
+            with self.as_host():
+                return os.open(f"{self._config.run_dir}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise Refused(f"what the server has handed over cannot be read ({error.strerror})") from error
+
     def find(self, request: dict[str, Any]) -> Session:
         """The session that a request names.
 
         Raises:
-            Refused: there is none of that id.
+            Refused: there is none of that handle, or it is about to be gone.
         """
-        try:
-            return self._sessions[request["session_id"]]
-        except KeyError:
-            raise Refused(f"no session {request.get('session_id')!r} in this kernel host") from None
+        session = self._sessions.get(str(request.get("session")))
+        if session is None or session.cleared:
+            raise Refused("this kernel host has no such session")
+        return session
 
-    def find_or_make(self, session_id: str) -> Session:
-        """The session of that id; a new one gets a UID, a workspace and a private folder.
+    def find_any(self, request: dict[str, Any]) -> Session:
+        """The same for one whose clearing has begun, too."""
+        try:
+            return self._sessions[str(request.get("session"))]
+        except KeyError:
+            raise Refused("this kernel host has no such session") from None
+
+    def find_or_make(self, handle: str) -> Session:
+        """The session of that handle; a new one gets a UID, a workspace and a private folder.
 
         Raises:
-            Refused: every UID is taken, or the id is not one.
+            Refused: every UID is taken, there is no room on the disk, or the handle is none.
         """
-        if session := self._sessions.get(session_id):
-            return session
+        if handle in self._sessions:
+            return self.find({"session": handle})
         slot = self._free_slot()
         uid = self._config.first_uid + slot if self.isolated else None
-        self.prepare()
+        try:
+            self.prepare()
+            own = self._make_pair()
+        except OSError as error:
+            raise Refused(f"{NO_ROOM} ({error.strerror})") from error
         family = Family(uid, self._pairs[: self._later])
         del self._pairs[: self._later]
-        return self._make(session_id, slot, family, None, family.later)
+        return self._make(handle, slot, family, own, family.later)
 
     def prepare(self) -> None:
-        """Makes folders for the branches of one more session; nobody waits for that, if it has been done before."""
-        while len(self._pairs) < self._later:
-            self._made += 1
-            pair = Pair(f"{self._config.waiting_dir}/{self._made}", f"{self._config.private_dir}/{self._made}")
-            for folder in pair:
-                os.mkdir(folder, 0o700)
-            self._pairs.append(pair)
+        """Makes folders for the branches of one more session; nobody waits for that, if it has been done before.
 
-    def branch(self, session: Session, session_id: str) -> Session:
+        Raises:
+            OSError: there is no room on the disk.
+        """
+        while len(self._pairs) < self._later:
+            self._pairs.append(self._make_pair())
+
+    def _make_pair(self) -> Pair:
+        self._made += 1
+        pair = Pair(f"{self._config.waiting_dir}/{self._made}", f"{self._config.private_dir}/{self._made}")
+        os.mkdir(pair.waiting, 0o700)
+        try:
+            os.mkdir(pair.private, 0o700)
+        except OSError:
+            os.rmdir(pair.waiting)
+            raise
+        return pair
+
+    def branch(self, session: Session, handle: str) -> Session:
         """A new session of the same family, with empty folders.
 
         Raises:
-            Refused: there are as many as there can be, or that id is taken.
+            Refused: there are as many as there can be, or that handle is taken.
         """
-        if session_id in self._sessions:
-            raise Refused(f"there is a session {session_id} already")
+        if handle in self._sessions:
+            raise Refused("there is a session of that handle already")
         family = session.family
         if not self._later:
-            return self._make(session_id, self._free_place(), family, None, [])
+            return self._make(handle, self._free_place(), family, self._make_pair(), [])
         pair = next((pair for pair in session.reach if pair in family.later), None)
         if pair is None:
             raise Refused(
                 f"a session and what was branched from it can have {self._later} branches at a time; close some of them"
             )
         family.later.remove(pair)
-        return self._make(session_id, self._free_place(), family, pair, [one for one in session.reach if one != pair])
+        reach = [one for one in session.reach if one != pair]
+        return self._make(handle, self._free_place(), family, pair, reach, shared=True)
 
-    def _make(self, session_id: str, slot: int, family: Family, pair: Pair | None, reach: list[Pair]) -> Session:
-        if not session_id.isalnum():
-            raise Refused("a session id is letters and digits")
+    def _make(
+        self, handle: str, slot: int, family: Family, pair: Pair, reach: list[Pair], *, shared: bool = False
+    ) -> Session:
+        if not handle.isalnum():
+            raise Refused("a handle is letters and digits")
         self._marks -= 1
-        session = Session(
-            session_id,
-            slot,
-            family,
-            self._marks,
-            f"{self._config.sessions_dir}/{session_id}",
-            pair.private if pair else f"{self._config.private_dir}/{session_id}",
-            f"{self._config.run_dir}/{slot}",
-            pair,
-            list(reach),
-        )
-        if pair:
-            os.rename(pair.waiting, session.workspace)
-        for folder in (session.workspace, session.private):
-            if not pair:
-                os.mkdir(folder, 0o700)
-            if family.uid is not None:
-                os.chown(folder, family.uid, family.uid)
-        self._sessions[session_id] = session
+        home = os.open(pair.waiting, os.O_DIRECTORY | os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        run_dir = f"{self._config.run_dir}/{slot}"
+        session = Session(handle, slot, family, self._marks, pair, home, run_dir, shared, list(reach))
+        if family.uid is not None:
+            os.chown(pair.private, family.uid, family.uid)
+        self._sessions[handle] = session
         return session
 
     def relatives(self, session: Session) -> list[Session]:
@@ -240,20 +282,28 @@ class Sessions:
             os.makedirs(session.run_dir, mode=0o700, exist_ok=True)
             cleaning.empty_folder(session.run_dir)
 
-    def forget(self, session: Session) -> None:
-        """Removes the session's folders, which its UID has emptied; the UID of the last of a family is free again."""
+    def release(self, session: Session) -> Callable[[], dict[str, Any]]:
+        """What a helper of ours does with the session's folders, which its UID has emptied; see `forget`."""
+
+        def body() -> dict[str, Any]:
+            return {"returned": naming.unname(session.home, session.pair, keep=session.shared)}
+
+        return body
+
+    def forget(self, session: Session, *, returned: bool) -> None:
+        """It is gone; the UID of the last of a family is free again.
+
+        Args:
+            returned: its folders wait again for another one of its family.
+        """
         family = session.family
-        if session.pair is not None:
-            self._take_back(session, session.pair)
-        else:
-            for folder in (session.workspace, session.private):
-                with suppress(OSError):
-                    os.rmdir(folder)
+        if returned:
+            family.later.append(session.pair)
         with suppress(OSError):
             self.empty_run_dir(session)
             with self.as_host():
                 os.rmdir(session.run_dir)
-        self._sessions.pop(session.session_id, None)
+        self._sessions.pop(session.handle, None)
         if not self.relatives(session):  # nobody is left whose walls they are within
             self._pairs += family.later
             self._remove_spare_pairs()
@@ -264,13 +314,3 @@ class Sessions:
         for folder in (folder for pair in spare for folder in pair):
             with suppress(OSError):
                 os.rmdir(folder)
-
-    def _take_back(self, session: Session, pair: Pair) -> None:
-        """Its folders wait again; they are lost where something is left in them."""
-        with suppress(OSError):
-            for folder in (session.workspace, session.private):
-                os.chown(folder, os.getuid(), os.getgid())
-                os.chmod(folder, 0o700)
-            if not os.listdir(session.workspace) and not os.listdir(session.private):
-                os.rename(session.workspace, pair.waiting)
-                session.family.later.append(pair)

@@ -7,18 +7,19 @@ the kernel's); only when something runs short is each session looked at.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import traceback
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
 
-from . import identity
+from . import identity, sockets
 from .config import Config
 from .decoys import Decoys
 from .fairness import Fairness
-from .holdings import IN_MEMORY, Held, Holdings
+from .holdings import IN_MEMORY, Held, Holdings, InMemory
 from .loop import Loop
 from .sessions import Session, Sessions
 from .usage import container_memory, own_memory, processes, processes_by_uid, with_mark
@@ -27,12 +28,17 @@ from .workspaces import Workspaces
 TICK_SECONDS = 0.05  # a few processes can fill a gigabyte in half a second
 FILES_SECONDS = 0.5  # between looks at file systems
 LOOK_SECONDS = 0.1  # for a close look at a session, and between such looks
+FILES_LOOK_SECONDS = 1.0  # for all files in memory: there are at most as many as their file systems have inodes
 STOP_SECONDS = 1.0  # until the memory of a session that was stopped is free, at most
 AHEAD_SECONDS = 0.15  # memory that grows as it does now must not reach the limit within them
 OFFER_SECONDS = 1.0  # when memory could be full within them, the OOM killer is told whom to take before kernels
 FULL, NEARLY = 0.95, 0.7  # of a limit
 CULPRIT = 0.2  # of a limit: who uses less is not to blame
-CROWDED, SHARE = 0.9, 0.5  # of a folder in memory: when it is as full, nobody may have more
+CROWDED, SHARE = (
+    0.9,
+    0.5,
+)  # of a folder in memory: when it is as full, nobody may have more, nor more than an equal part
+HOLDER = 0.02  # of it: who has less is not among those between whom it is shared
 
 
 class Stop(Protocol):
@@ -114,38 +120,64 @@ class Supervisor:
     def _look_at_folder(self, folder: str) -> None:
         status = os.statvfs(folder)
         size, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+        inodes = status.f_files
         if size - free > CROWDED * size and time.monotonic() >= self._resumes:
-            self._blame(folder, size - free, SHARE * size, size, lambda holdings: holdings.in_folder(folder))
+            self._blame(folder, size - free, None, size, lambda holdings: holdings.in_folder(folder))
+        used = inodes - status.f_favail
+        if used > CROWDED * inodes and time.monotonic() >= self._resumes:
+            self._blame(folder, used, None, inodes, lambda holdings: holdings.inodes_in_folder(folder), unit="files")
 
-    def _blame(self, what: str, used: int, most: float, limit: int, *looks: Callable[[Holdings], Held]) -> None:
-        """Stops the session that holds most; another look is taken if the one before leaves a doubt who that is."""
-        ranked: list[tuple[float, int, Session]] = []
+    def _blame(
+        self,
+        what: str,
+        used: int,
+        most: float | None,
+        limit: int,
+        *looks: Callable[[Holdings], Held],
+        unit: str = "bytes",
+    ) -> None:
+        """Stops the session that holds most; another look is taken if the one before leaves a doubt who that is.
+
+        In the end nobody is to blame while more was not found than the first one holds, unless that one hides something.
+
+        Args:
+            most: who holds less is not to blame; None: who holds less than an equal part of those who hold any.
+        """
+        ranked: list[tuple[float, Held, Session]] = []
+        rest, sure = 0.0, False
         for look in looks:
             held = self._look_at_each(look)
             rest = max(0, used - sum(one.least for one, _ in held))  # of those who do not show all that they hold
-            ranked = sorted(
-                [(min(one.most, one.least + rest), one.least, session) for one, session in held], key=_amount
-            )
-            if len(ranked) < 2 or ranked[-1][1] >= ranked[-2][0]:
+            ranked = sorted(((min(one.most, one.least + rest), one, session) for one, session in held), key=_amount)
+            sure = len(ranked) < 2 or ranked[-1][1].least >= ranked[-2][0]
+            if sure:
                 break
-        if ranked and ranked[-1][0] > most:
-            amount, _, worst = ranked[-1]
+        if not ranked:
+            return
+        amount, first, worst = ranked[-1]
+        if not sure and not math.isinf(first.most) and rest > first.least:
+            return
+        holders = sum(one.least > HOLDER * limit for _, one, _ in ranked)
+        if amount > (most if most is not None else min(SHARE, 1 / (1 + holders)) * limit):
             self._resumes = time.monotonic() + STOP_SECONDS
-            self._stop(worst, {"what": what, "used": int(amount), "limit": limit}, self._resume, empty_memory=True)
+            exceeded = {"what": what, "used": int(amount), "limit": limit, "unit": unit}
+            self._stop(worst, exceeded, self._resume, empty_memory=True)
 
     def _look_at_each(self, look: Callable[[Holdings], Held]) -> list[tuple[Held, Session]]:
         disk, helpers = os.stat(self._config.workspace_dir).st_dev, self._loop.helpers()
         pids = {uid: [pid for pid in found if pid not in helpers] for uid, found in processes_by_uid().items()}
+        in_memory, buffers = cache(partial(InMemory, FILES_LOOK_SECONDS)), cache(sockets.bytes_by_user)
         held = []
         for session in self._running():
             uid = session.uid or 0
             own = with_mark(pids.get(uid, []), self._sessions.distinguishing_mark(session))
-            held.append((look(Holdings(uid, own, disk, LOOK_SECONDS)), session))
+            holdings = Holdings(uid, own, disk, LOOK_SECONDS, in_memory=in_memory, buffers=buffers)
+            held.append((look(holdings), session))
         return held
 
     def _resume(self) -> None:
         self._resumes = 0.0
 
 
-def _amount(ranked: tuple[float, int, Session]) -> float:
+def _amount(ranked: tuple[float, Held, Session]) -> float:
     return ranked[0]

@@ -8,11 +8,13 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple, final
 
 BLOCK = 512  # bytes; of st_blocks
 OPEN_FOLDER = os.O_DIRECTORY | os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 FOLDER, FILE, LINK, OTHER = "folder", "file", "link", "other"
+ATTEMPTS = 5  # to walk through a tree that changes
 READ, CHANGE = 0o500, 0o700  # what the owner must be allowed to do with a folder
 
 Key = tuple[int, int]
@@ -216,3 +218,56 @@ def bytes_beneath(top: str) -> dict[Key, int]:
                         pending.append(len(nodes))
                         nodes.append(_node(number, entry.name, FOLDER, status))
     return found
+
+
+class Seen(NamedTuple):
+    """What there is in a folder that changes meanwhile.
+
+    Attributes:
+        files: by owner, bytes on disk by inode.
+        closed: folders that the calling process may not open, and their owners.
+        complete: whether all the rest was seen.
+    """
+
+    files: dict[int, dict[Key, int]]
+    closed: list[tuple[str, int]]
+    complete: bool
+
+
+def look_into(top: str, check: Callable[[], None]) -> Seen:
+    """Looks at what is in a folder of live sessions. Folders of one's own that are locked up are opened meanwhile.
+
+    Args:
+        check: called at each entry; raises to end it.
+    """
+    files: dict[int, dict[Key, int]] = {}
+    for _ in range(ATTEMPTS):
+        with suppress(OSError):  # ESTALE: a folder was moved while we were in it
+            return Seen(files, list(_collect(top, files, check)), complete=True)
+    return Seen(files, [], complete=False)
+
+
+def _collect(top: str, found: dict[int, dict[Key, int]], check: Callable[[], None]) -> Iterator[tuple[str, int]]:
+    status = os.lstat(top)
+    device = status.st_dev
+    nodes, pending, owners = [_node(0, "", FOLDER, status)], [0], {0: status.st_uid}
+    with Descent(top, nodes, READ) as descent:
+        while pending:
+            number = pending.pop()
+            try:
+                folder = descent.to(number)
+            except PermissionError:
+                yield f"{top}/{path_of(nodes, number)}", owners[number]
+                continue
+            except (FileNotFoundError, NotADirectoryError):  # removed or replaced meanwhile
+                continue
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    check()
+                    with suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        found.setdefault(status.st_uid, {})[key_of(status)] = status.st_blocks * BLOCK
+                        if _kind(status, device) == FOLDER:
+                            owners[len(nodes)] = status.st_uid
+                            pending.append(len(nodes))
+                            nodes.append(_node(number, entry.name, FOLDER, status))

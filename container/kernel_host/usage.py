@@ -110,8 +110,18 @@ def own_memory(pid: int) -> int:
 
 
 def shared_memory(pid: int) -> int:
-    """Bytes that it maps of files in memory, with a name or without: proc(5), status."""
-    size = read(f"/proc/{pid}/status").partition("\nRssShmem:")[2].split(maxsplit=1)  # one that has ended has none
+    """Bytes that it maps of files in memory, with a name or without."""
+    return _status_bytes(pid, "RssShmem")
+
+
+def page_tables(pid: int) -> int:
+    """Bytes that Linux has for where its memory is: a process can make them as large as it likes."""
+    return _status_bytes(pid, "VmPTE")
+
+
+def _status_bytes(pid: int, field: str) -> int:
+    """proc(5), status; 0 for a process that has ended."""
+    size = read(f"/proc/{pid}/status").partition(f"\n{field}:")[2].split(maxsplit=1)
     return int(size[0]) << 10 if size else 0
 
 
@@ -122,11 +132,11 @@ def ticks_of(pid: int) -> list[int]:
 
 def _pss(pid: int) -> int:
     """proc(5), smaps_rollup: Linux 4.14."""
-    lines = read(f"/proc/{pid}/smaps_rollup").splitlines()
+    lines = read(f"/proc/{pid}/smaps_rollup").split("\n")
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("Pss:", "SwapPss:")))
 
 
 def read(path: str) -> str:
-    """The text of a small file."""
-    with open(path, encoding="utf-8", errors="replace") as file:
+    """The text of a small file, of which only a line feed ends a line: a session names its programs and files as it likes."""
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
         return file.read()

@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+from . import identity
 from .config import Config
-from .holdings import Holdings
+from .holdings import Holdings, OnDisk
 from .loop import Loop
 from .sessions import Session, Sessions
 from .usage import processes_by_uid, with_mark
 
 STEP = 0.1  # of the limit: so much must have been written, by whomever, since a session was last measured
 MARGIN = 0.05  # of the limit, or of what stays: one file as large is an error of the session (RLIMIT_FSIZE), and no reason to stop it
+LEAST_FILES = 10_000  # that a session may have, however small its limit
 
 Stop = Callable[[Session, dict[str, Any], Callable[[], None]], None]
 
 
+class _Left(NamedTuple):
+    """Bytes and files of a disk. A file system may not count files: then these are 0."""
+
+    bytes: int
+    files: int
+
+
 class Workspaces:
-    """Measures by helpers, one for a session: it takes as long as there are files, and nobody waits for another."""
+    """Measures by helpers, one for a session: it takes as long as there are files, and nobody waits for another.
+
+    A session may have as large a part of the disk's files as its limit is of the disk's bytes: a file takes an inode,
+    however small it is. Whoever hides something is held to have what is gone from the disk and was found nowhere.
+    """
 
     def __init__(self, config: Config, sessions: Sessions, loop: Loop, stop: Stop) -> None:
         self._config = config
         self._sessions = sessions
         self._loop = loop
         self._stop = stop
-        self._free: dict[str, int] = {}  # bytes on the disk, when a session was last measured
+        self._first: _Left | None = None  # before there were sessions
+        self._found: dict[str, _Left] = {}  # what sessions had when they were last measured
+        self._left: dict[str, _Left] = {}  # what there was then
         self._measuring: set[str] = set()
 
     def look(self, sessions: list[Session]) -> None:
@@ -35,42 +51,80 @@ class Workspaces:
         limit = self._config.workspace_bytes
         if not limit:
             return
-        status = os.statvfs(self._config.workspace_dir)
-        free, before = status.f_bavail * status.f_frsize, self._free
-        self._free = {}
+        left, most_files = _left_on(self._config.workspace_dir), self._most_files()
+        self._first = self._first or left
+        before, self._left = self._left, {}
         for session in sessions:
-            last = max(free, before.get(session.session_id, free))
-            due = last - free >= STEP * limit and session.session_id not in self._measuring
-            self._free[session.session_id] = free if due else last
+            last = before.get(session.handle, left)
+            last = _Left(max(left.bytes, last.bytes), max(left.files, last.files))
+            written = last.bytes - left.bytes >= STEP * limit or last.files - left.files >= STEP * most_files
+            due = written and session.handle not in self._measuring
+            self._left[session.handle] = left if due else last
             if due:
                 self._measure(session, self._judge)
 
-    def _measure(self, session: Session, take: Callable[[Session, int], None]) -> None:
+    def _measure(self, session: Session, take: Callable[[Session, OnDisk], None]) -> None:
         disk = os.stat(self._config.workspace_dir).st_dev
-        uid, mark = session.uid or 0, self._sessions.distinguishing_mark(session)
-        self._measuring.add(session.session_id)
+        uid, mark, private = session.uid or 0, self._sessions.distinguishing_mark(session), session.private
+        self._measuring.add(session.handle)
 
         def work() -> dict[str, Any]:
+            with identity.seeing_as(uid):
+                os.fchdir(session.home)
             holdings = Holdings(uid, with_mark(processes_by_uid().get(uid, []), mark), disk)
-            return {"bytes": holdings.on_disk([session.workspace, session.private])}
+            return holdings.on_disk([".", private])._asdict()
 
         def finish(message: dict[str, Any]) -> None:
-            self._measuring.discard(session.session_id)
+            self._measuring.discard(session.handle)
             if "result" in message:
-                take(session, int(message["result"]["bytes"]))
+                take(session, OnDisk(**message["result"]))
 
-        self._loop.help(None, work, finish)
+        self._loop.help(None, work, finish, keep=(session.home,))
 
-    def _judge(self, session: Session, used: int) -> None:
-        limit = self._config.workspace_bytes
+    def _judge(self, session: Session, found: OnDisk) -> None:
+        used = self._held(session, found)
+        part = self._part_of_limit(used)
         # What stays was measured a moment ago, and may be found a bit larger: the same margin as for the limit.
-        if used <= max(limit, session.stopped_at) * (1 + MARGIN) or session.pid is None:
-            session.stopped_at = min(used, session.stopped_at)
+        if part <= max(1.0, session.stopped_at) * (1 + MARGIN) or session.pid is None:
+            session.stopped_at = min(part, session.stopped_at)
             return
-        session.stopped_at = used
-        exceeded = {"what": "workspace", "used": used, "limit": limit}
-        self._stop(session, exceeded, partial(self._measure, session, self._note))
+        session.stopped_at = part
+        self._stop(session, self._exceeded(used), partial(self._measure, session, self._note))
 
-    def _note(self, session: Session, used: int) -> None:
+    def _held(self, session: Session, found: OnDisk) -> _Left:
+        there = {session.handle for session in self._sessions}
+        self._found = {handle: one for handle, one in self._found.items() if handle in there}
+        self._found[session.handle] = _Left(found.bytes, found.files)
+        if not found.hidden:
+            return self._found[session.handle]
+        left = _left_on(self._config.workspace_dir)
+        first = self._first or left
+        missing = first.bytes - left.bytes - sum(one.bytes for one in self._found.values())
+        files = first.files - left.files - sum(one.files for one in self._found.values())
+        return _Left(found.bytes + max(0, missing), found.files + max(0, files))
+
+    def _part_of_limit(self, used: _Left) -> float:
+        return max(used.bytes / self._config.workspace_bytes, used.files / self._most_files())
+
+    def _exceeded(self, used: _Left) -> dict[str, Any]:
+        limit, most_files = self._config.workspace_bytes, self._most_files()
+        if used.files / most_files > used.bytes / limit:
+            return {"what": "workspace", "used": used.files, "limit": int(most_files), "unit": "files"}
+        return {"what": "workspace", "used": used.bytes, "limit": limit, "unit": "bytes"}
+
+    def _note(self, session: Session, found: OnDisk) -> None:
         """What was written until the stop was over stays, too."""
-        session.stopped_at = max(used, session.stopped_at)
+        session.stopped_at = max(self._part_of_limit(self._held(session, found)), session.stopped_at)
+
+    def _most_files(self) -> float:
+        """How many files a session may have; infinite where the file system makes inodes as they are needed."""
+        status = os.statvfs(self._config.workspace_dir)
+        if not status.f_files:
+            return math.inf
+        part = self._config.workspace_bytes / (status.f_blocks * status.f_frsize)
+        return max(LEAST_FILES, status.f_files * part)
+
+
+def _left_on(folder: str) -> _Left:
+    status = os.statvfs(folder)
+    return _Left(status.f_bavail * status.f_frsize, status.f_favail)

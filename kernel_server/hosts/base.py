@@ -129,17 +129,19 @@ class SessionRecord:
 
 @dataclass(frozen=True)
 class Exceeded:
-    """A limit for which a session was stopped; sizes in bytes.
+    """A limit for which a session was stopped.
 
     Attributes:
         what: `memory` of the container, `workspace` on disk, or a folder in memory that all sessions share, which is nearly full.
         used: what the session held of it.
         limit: how much there is; for the workspace, how much a session may have.
+        unit: of both: `bytes` or `files`.
     """
 
     what: str
     used: int
     limit: int
+    unit: str = "bytes"
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ PROXY_PORT = 3128  # on 127.0.0.1 in the container, as proxies usually have it
 LANDLOCK_ABI = 6  # restricts files, TCP, signals and abstract sockets
 PROCESSES_PER_SESSION = 256  # threads count too; a kernel has about 12
 OPEN_FILES_PER_SESSION = 4_096
-SHM_BYTES = 256 << 20
-TMP_BYTES = 256 << 20
+# Of /tmp and of /dev/shm, for all sessions. So many files can be looked at while memory is short, in half a second.
+MEMORY_FOLDER_BYTES, MEMORY_FOLDER_FILES = 256 << 20, 1 << 15
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,18 @@ def container_spec(
         capabilities=CAPABILITIES,
         binds={str(place.run_dir): RUN_DIR},
         volumes={WORKSPACE_DIR: "", **({SHARED_DIR: place.volume} if place.volume else {})},
-        tmpfs={"/tmp": f"rw,nosuid,nodev,size={TMP_BYTES},mode=1777"},  # noqa: S108 - the container's own
+        tmpfs=dict.fromkeys(("/tmp", "/dev/shm"), _memory_folder()),  # noqa: S108 - the container's own
         memory=settings.memory,
         cpus=settings.cpus,
         pids=PROCESSES_PER_SESSION * settings.session_max + 64,
-        shm_bytes=SHM_BYTES,
         network="bridge" if settings.network == "bridge" else "none",
         runtime=settings.runtime,
     )
+
+
+def _memory_folder() -> str:
+    """Options of a file system in memory that all sessions have: tmpfs(5)."""
+    return f"rw,nosuid,nodev,size={MEMORY_FOLDER_BYTES},nr_inodes={MEMORY_FOLDER_FILES},mode=1777"
 
 
 def _internet(settings: HostSettings) -> dict[str, Any]:
@@ -202,7 +206,7 @@ def _hints(settings: HostSettings) -> dict[str, str]:
         "[Errno 11]": processes,
         "can't start new thread": processes,
         "[Errno 24]": f"Limit: A process may have {OPEN_FILES_PER_SESSION} files open at a time.",
-        "[Errno 28]": f"Limit: /tmp and /dev/shm hold {human_binary(TMP_BYTES)} each, for all sessions.",
+        "[Errno 28]": f"Limit: /tmp and /dev/shm hold {human_binary(MEMORY_FOLDER_BYTES)} each, for all sessions.",
     }
     if settings.session_memory:
         limit = human_binary(settings.session_memory)

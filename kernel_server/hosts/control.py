@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import math
+import re
 from asyncio import IncompleteReadError, LimitOverrunError, StreamReader, StreamWriter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -26,8 +27,8 @@ from kernel_server.tasks import running
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 2  # kernel_host's number must be the same
-MAX_LINE_BYTES = 4 << 20
+PROTOCOL = 3  # kernel_host's number must be the same
+MAX_LINE_BYTES = 4 << 20  # kernel_host sends at most 1 MB
 REQUEST_SECONDS = 60.0  # a kernel starts in 0.05 s; a slow, busy machine gets all of this
 # The kernel host always answers a ping at once. Where a request takes longer than a pulse, it is asked whether it is there.
 PULSE_SECONDS = 2.0
@@ -39,6 +40,8 @@ SILENT = (
     "and its sessions go on when it does; reset starts a fresh one without them."
 )
 CONNECT_POLL_SECONDS = 0.01
+HEAD_BYTES = 64  # of a line that is passed over
+_NUMBER = re.compile(rb'\{"id": (\d{1,18})[,}]')
 
 
 class ControlRefused(Exception):
@@ -137,19 +140,50 @@ class Control:
         self._events.close()
 
     async def read(self) -> None:
-        """Routes answers and events until the connection ends; one task runs it."""
+        """Routes answers and events until the connection ends; one task runs it.
+
+        A line that cannot be read is the end of the request that it answers, and of no more.
+        """
         try:
             while True:
-                self._route(json.loads(await self._reader.readuntil(b"\n")))
+                try:
+                    line = await self._reader.readuntil(b"\n")
+                except LimitOverrunError as error:
+                    await self._pass_over(error.consumed)
+                    continue
+                try:
+                    self._route(json.loads(line))
+                except (ValueError, RecursionError) as error:
+                    self._fail(line[:HEAD_BYTES], f"its answer cannot be read ({error})")
         except (IncompleteReadError, OSError):
             logger.debug("control connection closed")
-        except (LimitOverrunError, ValueError, RecursionError) as error:
-            logger.error("control connection dropped: unreadable line (%s)", error)
         finally:
             self._closed = True
             self._event_sender.close()
             for pending in self._pending.values():
                 pending.answered.set()
+
+    async def _pass_over(self, held: int) -> None:
+        """A line that is too long."""
+        head = b""
+        while True:
+            part = await self._reader.readexactly(held)
+            head = head or part[:HEAD_BYTES]
+            try:
+                await self._reader.readuntil(b"\n")
+                break
+            except LimitOverrunError as error:
+                held = error.consumed
+        self._fail(head, f"its answer is longer than {MAX_LINE_BYTES >> 20} MB")
+
+    def _fail(self, head: bytes, why: str) -> None:
+        """The request fails whose answer begins so: kernel_host writes its number first."""
+        self._heard += 1
+        logger.error("kernel_host: a line was passed over: %s", why)
+        number = _NUMBER.match(head)
+        if number and (pending := self._pending.get(int(number[1]))):
+            pending.answer = {"error": {"code": "failed", "message": why}}
+            pending.answered.set()
 
     def _route(self, message: Any) -> None:
         if not isinstance(message, dict):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import os
 import re
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -31,6 +33,7 @@ from kernel_server.hosts.base import (
     Usage,
 )
 from kernel_server.hosts.control import PULSE_SECONDS, Control, ControlFailed, ControlRefused
+from kernel_server.hosts.handles import Handles
 from kernel_server.hosts.rundir import RunFolder, parent_folders, read_record, run_folders
 from kernel_server.packages.environment import Environment, read_environment
 
@@ -48,10 +51,6 @@ MISSING = (
     "needed, then call reset."
 )
 MISREAD = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)  # where an answer has another form
-OUTDATED = (
-    "This session's container was started by an earlier version of kernel-server, which has no checkpoints. Copy out what "
-    "is needed and call reset, then init, for one that has."
-)
 _RECORD = re.compile(r"session-([0-9a-z]+)")
 
 T = TypeVar("T")
@@ -101,21 +100,57 @@ class ControlledHost:
         self._keep_seconds = keep_seconds
         self._lease = 0.0  # as it was told last
         self._archive = archive
+        self._handles = Handles()
         self._limiter = anyio.CapacityLimiter(8)  # engine calls at a time
         self._oom_kills = 0
         self._oom_until = 0.0
 
     async def spawn(self, session_id: str, *, warm: bool = False) -> Launched:
         try:
-            return await self._ask("spawn", self._launched, session_id=session_id, warm=warm)
+            return await self._launch("spawn", session_id, session=self._handles.of(session_id), warm=warm)
         except (ControlRefused, ControlFailed) as error:
             raise KernelError(f"The kernel did not start: {error}{self._what_is_missing()}") from error
 
-    def _launched(self, told: dict[str, Any]) -> Launched:
+    async def _launch(self, op: str, session_id: str, **arguments: Any) -> Launched:
+        """Asks for a kernel of a session, and hands over what only its own process is to know."""
+        launched, _ = await self._launch_and_read(op, session_id, dict, **arguments)
+        return launched
+
+    async def _launch_and_read(
+        self, op: str, session_id: str, read: Callable[[dict[str, Any]], T], **arguments: Any
+    ) -> tuple[Launched, T]:
+        key = secrets.token_hex(32)
+
+        def read_both(told: dict[str, Any]) -> tuple[Launched, T]:
+            return self._launched(told, session_id, key), read(told)
+
+        with self._handed({"session_id": session_id, "key": key}) as name:
+            return await self._ask(op, read_both, secrets=name, **arguments)
+
+    @contextmanager
+    def _handed(self, content: dict[str, str]) -> Iterator[str]:
+        """The name of a file in the run folder with what must not enter the kernel host; there for the length of the block.
+
+        Raises:
+            ControlFailed: it cannot be written.
+        """
+        name = secrets.token_hex(16)
+        path = self.folder.path / name
+        try:
+            try:
+                with open(path, "xb", opener=_private) as file:
+                    file.write(json.dumps(content).encode())
+            except OSError as error:
+                raise ControlFailed(f"the server's folder takes no files ({error.strerror})") from error
+            yield name
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _launched(self, told: dict[str, Any], session_id: str, key: str) -> Launched:
         connection = {
             "transport": "ipc",
             "ip": str(self.folder.path / told["ip"]),
-            "key": told["key"],
+            "key": key,
             "signature_scheme": SIGNATURE_SCHEME,
             "shell_port": 1,
             "iopub_port": 2,
@@ -123,17 +158,18 @@ class ControlledHost:
             "control_port": 4,
             "hb_port": 5,
         }
-        return Launched(int(told["pid"]), connection, str(told["workspace"]))
+        return Launched(int(told["pid"]), connection, f"{self._control.hello['sessions_dir']}/{session_id}")
 
     async def signal(self, session_id: str, signum: int) -> None:
-        await self._kernel_request("signal", dict, session_id=session_id, signum=signum)
+        await self._kernel_request("signal", dict, session=self._handles.of(session_id), signum=signum)
 
     async def kill(self, session_id: str) -> None:
-        await self._kernel_request("kill", dict, session_id=session_id)
+        await self._kernel_request("kill", dict, session=self._handles.of(session_id))
 
     async def clear(self, session_id: str) -> None:
         self.folder.remove(_record_name(session_id))
-        await self._kernel_request("clear", dict, session_id=session_id)
+        await self._kernel_request("clear", dict, session=self._handles.of(session_id))
+        self._handles.forget(session_id)
 
     def remember(self, record: SessionRecord) -> None:
         if self._keep_seconds:
@@ -153,55 +189,62 @@ class ControlledHost:
         self.folder.kept = False
 
     async def kernels(self) -> dict[str, Death | int]:
-        self._oom_kills, kernels = await self._kernel_request("list", _kernels)
+        for record in read_sessions(self.folder.outer):  # of an earlier server
+            self._handles.of(record.session_id)
+        self._oom_kills, kernels = await self._kernel_request("list", self._kernels)
         return kernels
 
+    def _kernels(self, told: dict[str, Any]) -> tuple[int, dict[str, Death | int]]:
+        kernels = {
+            self._handles.session_id(str(found["session"])): found["pid"] or self._death(found["death"])
+            for found in told["sessions"]
+        }
+        return int(told["oom_kills"]), kernels
+
     async def checkpoint(self, session_id: str, name: str) -> Kept:
-        return await self._checkpoint_request("checkpoint", _kept, session_id=session_id, checkpoint=name)
-
-    async def rollback(self, session_id: str, name: str) -> tuple[Launched, Restored]:
-        def read(told: dict[str, Any]) -> tuple[Launched, Restored]:
-            return self._launched(told), _restored(told)
-
-        return await self._checkpoint_request("rollback", read, session_id=session_id, checkpoint=name)
-
-    async def branch(self, session_id: str, name: str, branch_id: str) -> Launched:
         return await self._checkpoint_request(
-            "branch", self._launched, session_id=session_id, checkpoint=name, branch=branch_id
+            "checkpoint", _kept, session=self._handles.of(session_id), checkpoint=name
         )
 
+    async def rollback(self, session_id: str, name: str) -> tuple[Launched, Restored]:
+        handle = self._handles.of(session_id)
+        with _as_checkpoint_error():
+            return await self._launch_and_read(
+                "rollback", session_id, _restored, session=handle, checkpoint=name, seconds=TRANSFER_SECONDS
+            )
+
+    async def branch(self, session_id: str, name: str, branch_id: str) -> Launched:
+        handle, branch = self._handles.of(session_id), self._handles.of(branch_id)
+        with _as_checkpoint_error():
+            return await self._launch(
+                "branch", branch_id, session=handle, checkpoint=name, branch=branch, seconds=TRANSFER_SECONDS
+            )
+
     async def drop(self, session_id: str, name: str) -> None:
-        await self._kernel_request("drop", dict, session_id=session_id, checkpoint=name)
+        await self._kernel_request("drop", dict, session=self._handles.of(session_id), checkpoint=name)
 
     async def checkpoints(self, session_id: str) -> set[str]:
+        handle = self._handles.of(session_id)
+
         def read(told: dict[str, Any]) -> set[str]:
             return {
-                str(name)
-                for found in told["sessions"]
-                if found["session_id"] == session_id
-                for name in found.get("checkpoints", ())
+                str(name) for found in told["sessions"] if found["session"] == handle for name in found["checkpoints"]
             }
 
         return await self._kernel_request("list", read)
 
     async def _checkpoint_request(self, op: str, read: Callable[[dict[str, Any]], T], **arguments: Any) -> T:
-        if not self._control.hello.get("branches"):
-            raise CheckpointError(OUTDATED)
-        try:
+        with _as_checkpoint_error():
             return await self._ask(op, read, seconds=TRANSFER_SECONDS, **arguments)
-        except (ControlRefused, ControlFailed) as error:
-            raise CheckpointError(str(error)) from error
 
     async def usage(self, session_id: str) -> Usage:
-        return await self._kernel_request("usage", _usage, session_id=session_id)
+        return await self._kernel_request("usage", _usage, session=self._handles.of(session_id))
 
     async def answers(self) -> bool:
         try:
             await self._kernel_request("ping", dict, seconds=PULSE_SECONDS)
         except HostLost:
             return False
-        except KernelError:  # one of an earlier version knows no ping, but answers
-            return True
         return True
 
     async def is_short_of_memory(self) -> bool:
@@ -230,7 +273,7 @@ class ControlledHost:
             if event.get("event") != "death":
                 continue
             try:
-                death, oom_kills = _death(event), int(event.get("oom_kills", 0))
+                death, oom_kills = self._death(event), int(event.get("oom_kills", 0))
             except MISREAD as error:
                 logger.error("a death that kernel_host told cannot be read: %r", error)
                 continue
@@ -240,63 +283,62 @@ class ControlledHost:
                 death, out_of_memory=death.signal == signal.SIGKILL and anyio.current_time() < self._oom_until
             )
 
+    def _death(self, told: dict[str, Any] | None) -> Death:
+        told = told or {"session": "", "pid": 0}
+        return Death(
+            self._handles.session_id(str(told["session"])),
+            int(told["pid"]),
+            told.get("exit_code"),
+            told.get("signal"),
+            out_of_memory=False,
+            exceeded=_exceeded(told.get("exceeded")),
+            checkpoints=tuple(map(str, told["checkpoints"])) if "checkpoints" in told else None,
+        )
+
     async def describe(self, session_id: str, path: str) -> tuple[str, int]:
-        return await self._file_request("describe", _kind_and_size, session_id=session_id, path=path)
+        return await self._file_request("describe", _kind_and_size, session=self._handles.of(session_id), path=path)
 
     async def list_files(self, session_id: str, path: str) -> tuple[list[FoundFile], int]:
-        return await self._file_request("list_files", _found_files, session_id=session_id, path=path)
+        return await self._file_request("list_files", _found_files, session=self._handles.of(session_id), path=path)
 
     async def edit(self, session_id: str, path: str, content: str, old: str) -> bool:
-        import json
-
-        name = secrets.token_hex(16)
-        request = anyio.Path(self.folder.path / name)
+        handle = self._handles.of(session_id)
         try:
-            await request.write_bytes(json.dumps({"content": content, "old": old}).encode())
-            return await self._file_request(
-                "edit", lambda told: bool(told["created"]), session_id=session_id, path=path, content_file=name
-            )
-        except OSError as error:
-            raise FileError(
-                f"{path}: the text could not be handed over ({error.strerror}).{self._what_is_missing()}"
-            ) from error
-        finally:
-            with anyio.CancelScope(shield=True):
-                await request.unlink(missing_ok=True)
+            with self._handed({"content": content, "old": old}) as name:
+                return await self._file_request(
+                    "edit", lambda told: bool(told["created"]), session=handle, path=path, content_file=name
+                )
+        except ControlFailed as error:
+            raise FileError(f"{path}: {error}.{self._what_is_missing()}") from error
 
     def _what_is_missing(self) -> str:
         return "" if self.folder.path.is_dir() else MISSING.format(path=self.folder.outer)
 
     async def packages(self, session_id: str) -> list[tuple[str, str]]:
-        return await self._file_request("packages", _packages, session_id=session_id)
+        return await self._file_request("packages", _packages, session=self._handles.of(session_id))
 
     async def environment(self, session_id: str) -> Environment:
-        self._check_installs()
         try:
-            return read_environment(await self._package_request("environment", session_id=session_id))
+            return read_environment(await self._package_request("environment", session=self._handles.of(session_id)))
         except (ValueError, KeyError, TypeError) as error:
             raise PackageError(f"The container did not tell which Python it has ({error}).") from error
 
     async def install(
         self, session_id: str, make_tar: Callable[[int], Iterator[bytes]], name: str
     ) -> list[InstalledPackage]:
-        self._check_installs()
         async with self._staging(session_id) as (staging, folder, uid):
             await anyio.to_thread.run_sync(self._archive.put, folder, make_tar(uid), limiter=self._limiter)
             result = await self._package_request(
-                "install", session_id=session_id, staging=staging, name=name, seconds=INSTALL_SECONDS
+                "install",
+                session=self._handles.of(session_id),
+                staging=staging,
+                name=name,
+                seconds=INSTALL_SECONDS,
             )
         return [
             InstalledPackage(str(found["name"]), [str(module) for module in found["modules"]], bool(found["preloaded"]))
             for found in result["packages"]
         ]
-
-    def _check_installs(self) -> None:
-        if not self._control.hello.get("installs"):
-            raise PackageError(
-                "This session's container was started by an earlier version of kernel-server, which cannot install "
-                "packages. Copy out what is needed and call reset, then init, for one that can."
-            )
 
     async def _package_request(self, op: str, **arguments: Any) -> dict[str, Any]:
         try:
@@ -310,7 +352,7 @@ class ControlledHost:
             return await self._file_request(
                 "receive",
                 lambda told: str(told["path"]),
-                session_id=session_id,
+                session=self._handles.of(session_id),
                 staging=staging,
                 name=name,
                 path=path,
@@ -323,7 +365,7 @@ class ControlledHost:
             staged = await self._file_request(
                 "send",
                 _staged,
-                session_id=session_id,
+                session=self._handles.of(session_id),
                 staging=staging,
                 name="item",
                 path=path,
@@ -335,15 +377,15 @@ class ControlledHost:
     @asynccontextmanager
     async def _staging(self, session_id: str) -> AsyncIterator[tuple[str, str, int]]:
         """A staging folder for one transfer: its name, its path as the archive sees it, and its owner's UID."""
-        name = secrets.token_hex(16)
+        name, handle = secrets.token_hex(16), self._handles.of(session_id)
         path, uid = await self._file_request(
-            "stage", lambda told: (str(told["path"]), int(told["uid"])), session_id=session_id, staging=name
+            "stage", lambda told: (str(told["path"]), int(told["uid"])), session=handle, staging=name
         )
         try:
             yield name, path, uid
         finally:
             with anyio.move_on_after(TRANSFER_SECONDS, shield=True):
-                await self._file_request("unstage", dict, session_id=session_id, staging=name, seconds=TRANSFER_SECONDS)
+                await self._file_request("unstage", dict, session=handle, staging=name, seconds=TRANSFER_SECONDS)
 
     async def _file_request(self, op: str, read: Callable[[dict[str, Any]], T], **arguments: Any) -> T:
         try:
@@ -352,11 +394,6 @@ class ControlledHost:
             raise FileError(f"{error}.".replace("..", ".")) from error
         except ControlFailed as error:
             raise FileError(f"The file operation failed: {error}") from error
-
-
-def _kernels(told: dict[str, Any]) -> tuple[int, dict[str, Death | int]]:
-    kernels = {str(found["session_id"]): found["pid"] or _death(found["death"]) for found in told["sessions"]}
-    return int(told["oom_kills"]), kernels
 
 
 def _usage(told: dict[str, Any]) -> Usage:
@@ -397,19 +434,16 @@ def _staged(told: dict[str, Any]) -> Staged:
     return Staged(str(told["kind"]), int(told["size"]), int(told["files"]), skipped, int(told["skipped_count"]))
 
 
-def _death(told: dict[str, Any] | None) -> Death:
-    told = told or {"session_id": "", "pid": 0}
-    exceeded = _exceeded(told.get("exceeded"))
-    kept = told.get("checkpoints")
-    return Death(
-        str(told["session_id"]),
-        int(told["pid"]),
-        told.get("exit_code"),
-        told.get("signal"),
-        out_of_memory=False,
-        exceeded=exceeded,
-        checkpoints=None if kept is None else tuple(map(str, kept)),
-    )
+@contextmanager
+def _as_checkpoint_error() -> Iterator[None]:
+    try:
+        yield
+    except (ControlRefused, ControlFailed) as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def _record_name(session_id: str) -> str:
@@ -441,4 +475,6 @@ def read_sessions(outer: Path) -> list[SessionRecord]:
 
 
 def _exceeded(told: Any) -> Exceeded | None:
-    return Exceeded(str(told["what"]), int(told["used"]), int(told["limit"])) if told else None
+    if not told:
+        return None
+    return Exceeded(str(told["what"]), int(told["used"]), int(told["limit"]), str(told["unit"]))

@@ -159,7 +159,7 @@ class ContainerSpec:
         binds: host path → container path.
         volumes: container path → name of a volume, or "" for a fresh one that goes with the container.
         tmpfs: container path → mount options.
-        memory, shm_bytes: bytes; 0 is no limit of memory.
+        memory: bytes; 0 is no limit.
         cpus: 0 is all.
         pids: processes and threads at a time.
         network: mode of its network, such as "none".
@@ -178,7 +178,6 @@ class ContainerSpec:
     memory: int
     cpus: float
     pids: int
-    shm_bytes: int
     network: str = "none"
     runtime: str = ""
 
@@ -424,7 +423,6 @@ class Engine:
             read_only=True,
             runtime=spec.runtime or None,
             security_opt=["no-new-privileges"],
-            shm_size=spec.shm_bytes,
             tmpfs=dict(spec.tmpfs),
             ulimits=[Ulimit(name="core", soft=0, hard=0)],
         )

@@ -32,7 +32,7 @@ FALLBACK_IMAGE = "kernel-server-base:trixie"
 LAYER_REPOSITORY = "kernel-server"
 _LAYER_NAME = re.compile(rf"{LAYER_REPOSITORY}:[0-9a-f]{{12}}")
 # Version of the control protocol that the kernel_host in an image speaks (container/Dockerfile sets the label).
-PROTOCOL = "2"
+PROTOCOL = "3"
 PROTOCOL_LABEL = "kernel_server.protocol"
 BASE_LABEL = "kernel_server.base"
 

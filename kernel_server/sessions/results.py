@@ -9,7 +9,7 @@ from typing import Literal
 from kernel_server.hosts.base import Death, Exceeded, HostDescription
 from kernel_server.kernels.changes import Changes
 from kernel_server.kernels.outputs import Outputs, Stream
-from kernel_server.text import human_size
+from kernel_server.text import counted, human_size
 
 # In the end of what they print, programs say why they have failed.
 PRINTED_OUTPUTS, PRINTED_CHARACTERS = 8, 4_000
@@ -90,9 +90,13 @@ def explain_death(death: Death | None, exiting: bool, memory: str) -> str:
 
 def _explain_limit(exceeded: Exceeded) -> str:
     used, limit = human_size(exceeded.used), human_size(exceeded.limit)
+    if exceeded.unit == "files":
+        used, limit = counted(exceeded.used, "file"), f"{exceeded.limit:,}"
     if exceeded.what == "workspace":
+        what = "there were" if exceeded.unit == "files" else "the session's files took"
+        of = " in the session" if exceeded.unit == "files" else " of disk"
         return (
-            f"The kernel was killed because the session's files took {used} of disk; {limit} are allowed "
+            f"The kernel was killed because {what} {used}{of}; {limit} are allowed "
             "(PY_EXEC_WORKSPACE_SIZE). Remove files that are no longer needed before you write more."
         )
     if exceeded.what == "memory":

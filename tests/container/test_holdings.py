@@ -19,7 +19,7 @@ def held():
         "import os, sys; sys.path.insert(0, '/opt/kernel_server')\\n"
         "from kernel_host.holdings import Holdings\\nfrom kernel_host.usage import processes_by_uid\\n"
         "holdings = Holdings(os.getuid(), processes_by_uid()[os.getuid()], os.stat('.').st_dev)\\n"
-        "print(*holdings.in_memory(), holdings.on_disk(['.']), holdings.in_folder('/dev/shm').least)"
+        "print(*holdings.in_memory(), holdings.on_disk(['.']).bytes, holdings.in_folder('/dev/shm').least)"
     )
     return [float(size) / 1e6 for size in subprocess.check_output([sys.executable, '-c', code]).split()]
 def fork(count):
