@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import secrets
 import signal
@@ -138,7 +137,7 @@ class ControlledHost:
         path = self.folder.path / name
         try:
             try:
-                with open(path, "xb", opener=_private) as file:
+                with open(path, "xb") as file:  # in a folder that nobody else can enter
                     file.write(json.dumps(content).encode())
             except OSError as error:
                 raise ControlFailed(f"the server's folder takes no files ({error.strerror})") from error
@@ -440,10 +439,6 @@ def _as_checkpoint_error() -> Iterator[None]:
         yield
     except (ControlRefused, ControlFailed) as error:
         raise CheckpointError(str(error)) from error
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def _record_name(session_id: str) -> str:
