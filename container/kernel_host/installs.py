@@ -6,6 +6,7 @@ some did it would be the session's, with the session's limits.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,8 +20,8 @@ from . import identity
 from .beneath import Folder, Refused
 
 INSTALL_SECONDS = 300.0  # a GB of wheels takes a minute on a slow disk
-# A session can put there what it likes; all of it has to fit into one report (children.MAX_REPORT_BYTES).
-MAX_DISTRIBUTIONS, MAX_CHARACTERS, MAX_ALL_CHARACTERS = 5_000, 300, 1_500_000
+# A session can put there what it likes; all of it, as JSON, has to fit into one answer (connections.MAX_LINE_BYTES).
+MAX_DISTRIBUTIONS, MAX_CHARACTERS, MAX_ALL_BYTES = 5_000, 300, 900_000
 MAX_ERROR_CHARACTERS = 2_000
 MAX_MODULES = 20  # of one package
 
@@ -59,17 +60,18 @@ def _distributions(user_site: str) -> Iterator[dict[str, Any]]:
 
     own = found_in(user_site) if user_site else ()
     found = chain(zip(own, repeat(True)), zip(metadata.distributions(), repeat(False)))
-    left = MAX_ALL_CHARACTERS
+    left = MAX_ALL_BYTES
     for distribution, is_own in islice(found, MAX_DISTRIBUTIONS):
         with suppress(Exception):  # a session puts there what it likes, also what is no text
-            requires = [text for text in distribution.requires or [] if len(text) <= MAX_CHARACTERS]
-            left -= sum(map(len, requires))
-            yield {
+            told = {
                 "name": distribution.metadata["Name"][:MAX_CHARACTERS],
                 "version": distribution.version[:MAX_CHARACTERS],
-                "requires": requires if left > 0 else [],
+                "requires": [text for text in distribution.requires or [] if len(text) <= MAX_CHARACTERS],
                 "own": is_own,
             }
+            left -= len(json.dumps(told))
+            if left > 0:
+                yield told
 
 
 def _installed(wheels: list[str], user_site: str, preloaded: set[str]) -> Iterator[dict[str, Any]]:

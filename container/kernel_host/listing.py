@@ -11,7 +11,7 @@ from .beneath import Refused, open_beneath
 from .text import sendable
 
 MAX_LISTED = 1_000
-MAX_LISTED_BYTES = 1 << 20  # as JSON: paths may have any length, and children.MAX_REPORT_BYTES is the end
+MAX_LISTED_BYTES = 900_000  # as JSON: paths may have any length, and an answer at most connections.MAX_LINE_BYTES
 MAX_FOUND = 100_000  # beyond it nobody counts any more
 
 

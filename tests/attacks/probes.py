@@ -18,7 +18,7 @@ container that is privileged, has a network and a system that can be written, wi
 
 @dataclass(frozen=True)
 class Probe:
-    """One attempt. `<folder>`, `<pid>`, `<uid>` and `<name>` are the other session's, `<host>` is kernel_host's process id,
+    """One attempt. `<folder>`, `<pid>`, `<uid>` and `<private>` are the other session's, `<host>` is kernel_host's process id,
     `<state>` a folder of the server on the host."""
 
     theme: str
@@ -36,8 +36,8 @@ OTHER_SESSION = {
     "enter it": "os.chdir('<folder>') or os.chdir('/') or True",
     "link to its file": "os.link('<folder>/file', '<folder>/linked') or True",
     "rename its file": "os.rename('<folder>/file', '<folder>/x') or os.rename('<folder>/x', '<folder>/file') or True",
-    "its private folder": "os.listdir('/workspace/private/<name>')",
-    "its temporary files": "os.listdir('/workspace/private/<name>/tmp') is not None",
+    "its private folder": "os.listdir('<private>')",
+    "its temporary files": "os.listdir('<private>/tmp') is not None",
     "its environment": "read('/proc/<pid>/environ')",
     "its memory map": "read('/proc/<pid>/maps')",
     "its memory": "open('/proc/<pid>/mem', 'rb')",

@@ -173,7 +173,7 @@ async def place(kit: Kit) -> AsyncIterator[Place]:
             facts = client.inspect_container(name)
         names = {
             "folder": victim.workspace,
-            "name": victim.session_id,
+            "private": await victim.value("import tempfile\nprint(os.path.dirname(tempfile.gettempdir()))"),
             "pid": str(pid),
             "uid": str(uid),
             "host": host,

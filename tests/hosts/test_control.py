@@ -82,6 +82,12 @@ async def test_hello_that_is_none_is_told(tmp_path: Path, line: bytes) -> None:
         await ask(tmp_path, line)
 
 
+async def test_other_version_is_told(tmp_path: Path) -> None:
+    """container/README.md: of a container of an earlier server, say."""
+    with pytest.raises(HostLost, match=f"speaks control protocol 2, this server {PROTOCOL}"):
+        await ask(tmp_path, b'{"protocol": 2}')
+
+
 async def test_good_lines_are_answers(tmp_path: Path) -> None:
     """What the others are compared with."""
     await ask(tmp_path, HELLO, AUTHENTICATED, b'{"id": 2, "result": {}}')

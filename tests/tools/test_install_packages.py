@@ -13,14 +13,11 @@ import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
 
-from kernel_server.errors import PackageError
-from kernel_server.hosts.controlled import ControlledHost
 from kernel_server.packages import download
 from kernel_server.packages.environment import read_environment
 from kernel_server.packages.programs import Bounds
@@ -444,11 +441,3 @@ def test_what_a_session_says_of_itself_is_no_path_and_no_url() -> None:
     }
     (found,) = read_environment(told).distributions.values()
     assert (found.name, found.version, found.requires) == ("z-z", "1.0", ("b>=1",))
-
-
-async def test_container_of_an_earlier_version_is_told_as_such() -> None:
-    """container/README.md: its kernel_host does not say that it installs."""
-    control: Any = SimpleNamespace(hello={"protocol": 2})
-    nothing: Any = None
-    with pytest.raises(PackageError, match="earlier version"):
-        await ControlledHost(control, nothing, nothing, nothing).environment("0" * 32)
