@@ -1,0 +1,262 @@
+"""What sessions hold and try to hide: the one that holds it is stopped, and nobody else.
+
+Memory, disk, files and the folders in memory are one account each for all sessions of a container. Each attack here has a
+neighbour that holds much itself, in plain sight, and has done nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.driving import Handle, Kit, eventually, in_own_task, kernel_host_given, serving
+
+pytestmark = [pytest.mark.anyio, pytest.mark.docker, pytest.mark.one_container]
+
+SETTINGS = {
+    "PY_EXEC_MEMORY": "1g",
+    "PY_EXEC_SESSION_MEMORY": "1g",
+    "PY_EXEC_WORKSPACE_SIZE": "64m",
+    "PY_EXEC_POOL": "0",
+    "PY_EXEC_PRELOAD": "none",
+}
+KEPT = "kept = bytearray(b'x') * 250_000_000"  # 23 % of the container's memory
+
+PRELUDE = """
+import array, ctypes, mmap, os, resource, signal, socket, subprocess, sys, tempfile, time
+def flight(descriptor, keep=[]):
+    "A descriptor that only a socket still holds."
+    one, other = socket.socketpair()
+    socket.send_fds(one, [b'x'], [descriptor])
+    os.close(descriptor)
+    keep += [one, other]
+def fill(path, size, block=1 << 20):
+    held = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    for _ in range(size // block): os.write(held, b'x' * block)
+    return held
+def locked(folder):
+    os.makedirs(folder, 0o700, exist_ok=True)
+    return folder
+"""
+
+# Each holds some 600 MB of the container's 1 GB.
+IN_MEMORY = {
+    "sockets of which both ends are full": """
+pairs = []
+while True:
+    pair = socket.socketpair()
+    for one in pair:
+        one.setblocking(False)
+        try:
+            while True: one.send(b'x' * 32768)
+        except BlockingIOError: pass
+    pairs.append(pair)
+""",
+    "sockets that are on their way in others": """
+def full():
+    one, other = socket.socketpair()
+    for end in (one, other):
+        end.setblocking(False)
+        try:
+            while True: end.send(b'x' * 32768)
+        except BlockingIOError: pass
+    return one, other
+while True:
+    for end in full(): flight(end.detach())
+""",
+    "page tables": """
+import mmap
+spans = []
+while True:
+    span = mmap.mmap(-1, 1 << 38, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE, prot=mmap.PROT_READ)
+    for at in range(0, 1 << 38, 1 << 21): span[at]
+    spans.append(span)
+""",
+}
+
+
+@pytest.fixture(scope="module")
+async def kit(docker_engine: None, anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Kit]:
+    async with in_own_task(serving(tmp_path_factory.mktemp("accounts"), "docker", **SETTINGS)) as kit:
+        yield kit
+
+
+@pytest.fixture
+async def neighbour(kit: Kit) -> AsyncIterator[Handle]:
+    async with kit.session() as session:
+        await session.run(KEPT)
+        yield session
+        assert await session.value("len(kept)") == "250000000", "it has done nothing"
+
+
+@pytest.fixture
+async def attacker(kit: Kit) -> AsyncIterator[Handle]:
+    async with kit.session() as session:
+        await session.value(PRELUDE)
+        yield session
+
+
+@pytest.mark.parametrize("attack", IN_MEMORY.values(), ids=IN_MEMORY.keys())
+async def test_hidden_memory_is_its_holders(neighbour: Handle, attacker: Handle, attack: str) -> None:
+    """Finding 2: the neighbour was stopped, for 336 MB that it did not hold."""
+    reply = await attacker.run(attack, timeout=60)
+    assert reply.status in ("died", "error"), reply.text
+
+
+ON_TMPFS = {
+    "a folder that cannot be listed": "fill(locked('{at}/x') + '/y', 120 << 20); os.chmod('{at}/x', 0o300)",
+    "a folder within one that cannot be entered": "fill(locked('{at}/x/y') + '/z', 120 << 20); os.chmod('{at}/x', 0)",
+    "a removed file that is open": "held = fill('{at}/x', 120 << 20); os.unlink('{at}/x')",
+    "a removed file that is mapped": (
+        "held = fill('{at}/x', 120 << 20); kept = mmap.mmap(held, 0); os.unlink('{at}/x'); os.close(held)"
+    ),
+    "a removed file on its way": "held = fill('{at}/x', 120 << 20); os.unlink('{at}/x'); flight(held)",
+    "a removed file on its way in a socket on its way": (
+        "held = fill('{at}/x', 120 << 20); os.unlink('{at}/x'); one, two = socket.socketpair(); "
+        "socket.send_fds(one, [b'x'], [held]); os.close(held); one.close(); flight(two.detach())"
+    ),
+    "many empty files": "locked('{at}/x'); [os.close(os.open(f'{at}/x/{{n}}', os.O_CREAT)) for n in range(31_500)]",
+    "a folder in another one's": "locked('{at}/x'); [fill(f'{at}/x/{{n}}', 1 << 20) for n in range(120)]",
+}
+# The look at all came to its end at the line of such a file.
+ODD_NAME = """
+odd = os.open('{at}/a\\x0bb\\r', os.O_RDWR | os.O_CREAT)
+os.write(odd, bytes(4096))
+odd = mmap.mmap(odd, 4096)
+"""
+
+
+@pytest.mark.parametrize("at", ["/tmp", "/dev/shm"])
+@pytest.mark.parametrize("attack", ON_TMPFS.values(), ids=ON_TMPFS.keys())
+async def test_folders_in_memory_are_not_filled_by_one(kit: Kit, attacker: Handle, attack: str, at: str) -> None:
+    """Finding 9: nobody was stopped, and others could not write."""
+    async with kit.session() as accomplice, kit.session() as other:
+        await accomplice.value(PRELUDE + ODD_NAME.replace("{at}", at))
+        code = attack.replace("{at}", at).replace("{{", "{").replace("}}", "}")
+        if "empty files" not in code and "os.O_CREAT)) for" not in code:
+            code += f"; rest = fill('{at}/' + os.urandom(4).hex(), 120 << 20)"
+        await attacker.run(f"{code}\ntime.sleep(10)", wait=15)
+
+        async def can_write() -> bool:
+            return (
+                not (
+                    await other.run(
+                        f"open('{at}/mine', 'w').write('x' * 20_000_000); import os; os.unlink('{at}/mine')"
+                    )
+                ).status
+                == "error"
+            )
+
+        await eventually(can_write, 10.0)
+        assert await accomplice.value("len(odd)") == "4096", "it has done nothing"
+
+
+ON_DISK = {
+    "plain files": "fill('x', 200 << 20)",
+    "a folder that cannot be listed": "fill(locked('x') + '/y', 63 << 20); os.chmod('x', 0o300); fill(locked('z') + '/y', 63 << 20); os.chmod('z', 0o300)",
+    "a folder deeper than paths": """
+deep = os.open('.', os.O_DIRECTORY)
+for _ in range(40):
+    os.mkdir('d' * 200, dir_fd=deep)
+    deep = os.open('d' * 200, os.O_DIRECTORY, dir_fd=deep)
+for name in 'ab':
+    held = os.open(name, os.O_RDWR | os.O_CREAT, dir_fd=deep)
+    for _ in range(60): os.write(held, bytes(1 << 20))
+    os.close(held)
+""",
+    "removed files that are mapped": """
+maps = []
+for name in 'abc':
+    held = fill(name, 60 << 20)
+    maps.append(mmap.mmap(held, 0))
+    os.unlink(name)
+    os.close(held)
+""",
+    "removed files on their way": """
+for name in 'abc':
+    held = fill(name, 60 << 20)
+    os.unlink(name)
+    flight(held)
+""",
+    "removed files that are open in a process that nobody can look into": """
+if not os.fork():
+    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
+    held = [fill(name, 60 << 20) for name in 'abc']
+    for name in 'abc': os.unlink(name)
+    time.sleep(60)
+""",
+    "in the private folder": "fill(tempfile.gettempdir() + '/x', 63 << 20); fill(tempfile.gettempdir() + '/y', 63 << 20)",
+    "empty files": "[os.close(os.open(f'{n}', os.O_CREAT)) for n in range(60_000)]",
+}
+
+
+@pytest.mark.parametrize("attack", ON_DISK.values(), ids=ON_DISK.keys())
+async def test_disk_is_limited_however_it_is_taken(kit: Kit, attacker: Handle, attack: str) -> None:
+    """Finding 5: 320 MB were not noticed where 64 MB were allowed; and files were never counted."""
+    async with kit.session() as other:
+        await other.run("kept = 1; open('small', 'w').write('x')")
+        first = await attacker.run(f"{attack}\ntime.sleep(20)", wait=30)
+        assert first.status in ("died", "error"), first.text
+        if first.status == "died":
+            assert "PY_EXEC_WORKSPACE_SIZE" in first.text
+        else:
+            assert "Errno 27" in first.text  # RLIMIT_FSIZE: a single file is an error
+        assert await other.value("kept") == "1"
+
+
+async def test_disk_that_is_not_watched_is_taken(tmp_path: Path, docker_engine: None) -> None:
+    """The control: the same code comes to its end where nobody looks."""
+    with kernel_host_given({"supervise": False}):
+        async with serving(tmp_path, "docker", **SETTINGS) as unwatched, unwatched.session() as session:
+            await session.value(PRELUDE)
+            for name in ("removed files on their way", "a folder deeper than paths", "empty files"):
+                reply = await session.run(ON_DISK[name])
+                assert reply.status == "ok", reply.text
+
+
+LOWER = {
+    "setrlimit": "resource.setrlimit(resource.RLIMIT_RTTIME, (1, 1))",
+    "prlimit": "resource.prlimit(0, resource.RLIMIT_RTTIME, (1, 1))",
+    "prlimit of the C library": "ctypes.CDLL(None).prlimit(0, 15, (ctypes.c_ulong * 2)(1, 1), None)",
+    "as a branch would have": "[resource.setrlimit(resource.RLIMIT_RTTIME, (resource.getrlimit(resource.RLIMIT_RTTIME)[1] - n,) * 2) for n in (1, 2, 3)]",
+}
+STRAY = """
+def lower():
+    try:
+        {lower}
+    except (OSError, ValueError):
+        pass
+stray = subprocess.Popen(['sleep', '1000'], preexec_fn=lower, start_new_session=True)
+open('/tmp/stray', 'w').write(str(stray.pid));
+"""
+
+
+@pytest.mark.parametrize("lower", LOWER.values(), ids=LOWER.keys())
+async def test_no_process_leaves_its_session(kit: Kit, attacker: Handle, lower: str) -> None:
+    """Findings 15 and R3: with a lower limit it outlived `rollback`, and `close_session` until its branch was closed."""
+    async with kit.session() as other:
+        alive = "import os\ndef alive(pid): return os.path.exists(f'/proc/{pid}/stat') and open(f'/proc/{pid}/stat').read().split(') ')[1][0] not in 'ZX'"
+        await other.value(alive)
+        assert not (await attacker.call("checkpoint")).is_error
+        reply = await attacker.call("branch_session")
+        assert reply.raw.meta is not None
+        (branch,) = reply.raw.meta["kernel_server/branches"]["session_ids"]
+        for end in ("rollback", "close_session"):
+            pid = await attacker.value(f"{STRAY.replace('{lower}', lower)}\nstray.pid")
+            assert await other.value(f"alive({pid})") == "True", "the control"
+            assert not (await attacker.call(end)).is_error
+            assert await other.value(f"alive({pid})") == "False"
+        assert (await kit.call("run_code", session_id=branch, code="1 + 1")).status == "ok", "its branch lives on"
+        await kit.call("close_session", session_id=branch)
+
+
+async def test_checkpoint_after_a_large_output(attacker: Handle) -> None:
+    """Found on the way: pyzmq has a thread for messages of 64 KB and more, after which no session could be forked again."""
+    shown = "import base64, os\nfrom IPython.display import display\ndisplay({'text/plain': base64.b64encode(os.urandom(200_000)).decode()}, raw=True)"
+    await attacker.run(shown)
+    for call in ("checkpoint", "rollback", "checkpoint"):
+        reply = await attacker.call(call)
+        assert not reply.is_error, reply.text
+        await attacker.run(shown)
