@@ -79,11 +79,9 @@ class InMemory:
                 continue
             tried.add(one)
             with identity.seeing_as(one[1]):
-                seen = look_into(one[0], self._check_time)
+                seen = look_into(one[0], found, self._check_time)
             self.complete = self.complete and seen.complete
             pending += seen.closed if os.geteuid() == 0 else ()  # nobody else can become others
-            for owner, files in seen.files.items():
-                found.setdefault(owner, {}).update(files)
 
     def _check_time(self) -> None:
         if time.thread_time() > self._until:
@@ -161,9 +159,10 @@ class Holdings:
             files = {**self._mapped(self._disk), **files}
             hidden = opened.in_flight or self._is_closed()
             for folder in folders:
-                seen = look_into(folder, self._check_time)
+                named: dict[int, Files] = {}
+                seen = look_into(folder, named, self._check_time)
                 hidden = hidden or not seen.complete or bool(seen.closed)
-                for some in seen.files.values():
+                for some in named.values():
                     files |= some
         return OnDisk(sum(files.values()), len(files), hidden)
 

@@ -221,30 +221,28 @@ def bytes_beneath(top: str) -> dict[Key, int]:
 
 
 class Seen(NamedTuple):
-    """What there is in a folder that changes meanwhile.
+    """What there is in a folder that changes meanwhile, beside its files.
 
     Attributes:
-        files: by owner, bytes on disk by inode.
         closed: folders that the calling process may not open, and their owners.
         complete: whether all the rest was seen.
     """
 
-    files: dict[int, dict[Key, int]]
     closed: list[tuple[str, int]]
     complete: bool
 
 
-def look_into(top: str, check: Callable[[], None]) -> Seen:
+def look_into(top: str, files: dict[int, dict[Key, int]], check: Callable[[], None]) -> Seen:
     """Looks at what is in a folder of live sessions. Folders of one's own that are locked up are opened meanwhile.
 
     Args:
+        files: takes, by owner, bytes on disk by inode.
         check: called at each entry; raises to end it.
     """
-    files: dict[int, dict[Key, int]] = {}
     for _ in range(ATTEMPTS):
         with suppress(OSError):  # ESTALE: a folder was moved while we were in it
-            return Seen(files, list(_collect(top, files, check)), complete=True)
-    return Seen(files, [], complete=False)
+            return Seen(list(_collect(top, files, check)), complete=True)
+    return Seen([], complete=False)
 
 
 def _collect(top: str, found: dict[int, dict[Key, int]], check: Callable[[], None]) -> Iterator[tuple[str, int]]:

@@ -41,7 +41,7 @@ LANDLOCK_ABI = 6  # restricts files, TCP, signals and abstract sockets
 PROCESSES_PER_SESSION = 256  # threads count too; a kernel has about 12
 OPEN_FILES_PER_SESSION = 4_096
 # Of /tmp and of /dev/shm, for all sessions. So many files can be looked at while memory is short, in half a second.
-MEMORY_FOLDER_BYTES, MEMORY_FOLDER_FILES = 256 << 20, 1 << 15
+MEMORY_FOLDER_BYTES, MEMORY_FOLDER_FILES = 256 << 20, 1 << 14
 
 
 @dataclass(frozen=True)
