@@ -11,7 +11,10 @@
     │   ├── SessionUnknown        this server never made that id
     │   ├── SessionClosed         close_session or reset ended it
     │   ├── SessionExpired        it was not used for longer than its TTL
-    │   └── SessionLimit          no more sessions fit
+    │   ├── SessionLeft           this server ends, and the next one resumes it
+    │   ├── SessionNotKept        it could not be resumed from an earlier server
+    │   └── JournalRemoved        what ran in it was removed
+    ├── SessionLimit              no more sessions fit
     ├── KernelError               a kernel did not start or does not answer
     ├── RequestError              an argument of a tool cannot be used
     ├── CheckpointError           a session cannot be kept as it is, or brought back, or branched
@@ -147,6 +150,17 @@ class SessionExpired(SessionError):
             session_id,
             f"Session {session_id} expired: it was not used for {ttl_seconds:g} s (PY_EXEC_SESSION_TTL); "
             "its variables and workspace are gone. Call init for a new session.",
+        )
+
+
+class JournalRemoved(SessionError):
+    """What ran in a session is not recorded any more."""
+
+    def __init__(self, session_id: str, when: str, why: str) -> None:
+        super().__init__(
+            session_id,
+            f"What ran in session {session_id} cannot be read any more: its journal was removed on {when}, since {why}. "
+            "Only what was exported before is there.",
         )
 
 

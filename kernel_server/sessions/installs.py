@@ -29,7 +29,7 @@ from kernel_server.packages.resolve import Plan, resolve
 from kernel_server.packages.sources import Sources
 from kernel_server.sessions.session import OnProgress, Session
 from kernel_server.text import counted, human_size
-from kernel_server.transcripts.journal import JournaledCell
+from kernel_server.transcripts.records import JournaledCell
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,11 @@ from kernel_server.kernels.outputs import Outputs, Stream
 from kernel_server.kernels.replays import LastCell
 from kernel_server.sessions.results import Cell, CellResult
 from kernel_server.text import one_line, settle, strip_ansi
-from kernel_server.transcripts.journal import LastLines
+from kernel_server.transcripts.records import LastLines
 
 TITLE_CHARACTERS = 80
 MAX_NUMBER = 1_000_000_000  # of what a kernel says of a job of an earlier server
+MAX_UNKNOWN_SOURCE = 100_000  # characters of a source that only the kernel knows
 MAX_SECONDS = 10 * 365 * 24 * 3600.0
 UNKNOWN = "That this cell was sent is not in the journal: its source is what the kernel says."
 TAKEN_OVER = "The server was started anew while this cell ran; nothing of the session is lost."
@@ -78,7 +79,10 @@ class Job:
         told, known = last.finished == cell.msg_id, last.begun == cell.msg_id
         job = cls(
             Cell(
-                cell.code, last.source if known else "", cell.number("timeout", 0, MAX_SECONDS) or 0.0, cell.interactive
+                "" if known else cell.code[:MAX_UNKNOWN_SOURCE],
+                last.source if known else "",
+                cell.number("timeout", 0, MAX_SECONDS) or 0.0,
+                cell.interactive,
             ),
             int(cell.number("number", 1, MAX_NUMBER) or 1),
             notes=[TOLD_AGAIN if told else TAKEN_OVER],
