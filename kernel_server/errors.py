@@ -1,4 +1,4 @@
-"""Every error that this package raises on purpose, and nothing else.
+"""Every error that this package shows to its users, and nothing else.
 
     KernelServerError
     ├── ConfigurationError        a setting is missing or wrong
@@ -21,14 +21,33 @@
     ├── PackageError              packages cannot be found, fetched or installed
     └── FileError                 a path or a transfer is refused, or failed
 
+What does not leave the module that raises it, or its package, is defined there: `hosts.engine.NameTaken` and
+`BuildFailed`, `hosts.control.ControlRefused` and `ControlFailed`, `kernels.zmtp.ProtocolError`.
+
 A message is made from facts, and ends with what to do next: the model reads it.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+from typing_extensions import Self
+
+E = TypeVar("E", bound="KernelServerError")
+
 
 class KernelServerError(Exception):
     """Base of the tree; `str(error)` is fit to be shown to a model and to a person."""
+
+    def again(self) -> Self:
+        """A fresh error that says the same, for each further caller who is told.
+
+        One that has been raised holds the calls in which it was, code and all, and more with each time.
+        """
+        fresh = type(self).__new__(type(self))
+        fresh.args = self.args
+        fresh.__dict__.update(self.__dict__)
+        return fresh
 
 
 class ConfigurationError(KernelServerError):
@@ -90,12 +109,6 @@ class SessionError(KernelServerError):
     def __init__(self, session_id: str, message: str) -> None:
         self.session_id = session_id
         super().__init__(message)
-
-    def again(self) -> SessionError:
-        """A fresh error that says the same: one that has been raised holds the calls in which it was, code and all."""
-        fresh = type(self).__new__(type(self))
-        SessionError.__init__(fresh, self.session_id, str(self))
-        return fresh
 
 
 class SessionUnknown(SessionError):

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 
+from kernel_server.errors import KernelServerError
 from kernel_server.kernels.executions import Execution, Input
 from kernel_server.kernels.outputs import Outputs, Stream
 from kernel_server.kernels.replays import LastCell
@@ -59,7 +60,7 @@ class Job:
     begun: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     resumes: LastCell | None = None
     result: CellResult | None = None
-    failure: Exception | None = None
+    failure: KernelServerError | None = None
     done: anyio.Event = field(default_factory=anyio.Event)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     stopped: bool = False
@@ -135,7 +136,7 @@ class Job:
             KernelServerError: there is none: no kernel, or the session was ended.
         """
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.again()
         if self.result is not None:
             return self.result
         outputs = self.execution.outputs if self.execution else Outputs()

@@ -21,13 +21,14 @@ from kernel_server.kernels.changes import Look
 from kernel_server.kernels.executions import END_OF_INPUT
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.kernels.sockets import Context
+from kernel_server.records import check, read
 from kernel_server.sessions.checkpoints import Checkpoint, Checkpoints, Origin
 from kernel_server.sessions.jobs import TITLE_CHARACTERS, Job
 from kernel_server.sessions.lives import Life, Lives, Loss, first
 from kernel_server.sessions.recorder import Recorder
 from kernel_server.sessions.results import Cell, CellResult
 from kernel_server.sessions.runs import STOP_SECONDS, Runner, record
-from kernel_server.text import one_line
+from kernel_server.text import counted, one_line
 from kernel_server.transcripts.folder import JournalFolder
 from kernel_server.transcripts.journal import Journal
 from kernel_server.transcripts.records import JournaledCell
@@ -54,6 +55,7 @@ BROKEN = "The session ended by an error of the server. Call init for a new one."
 NEVER_ARRIVED = (
     "Since the last call: the server was started anew, and the kernel does not know of the cell sent last: {title!r}."
 )
+UNREAD = "Since the last call: {count} of another version of the server cannot be used, and was left out."
 NEVER_STARTED = "It was stopped before its turn came; nothing of it ran."
 
 OnProgress = Callable[[float, str], Awaitable[None]]
@@ -104,6 +106,7 @@ class Session:
         self._runner = Runner(session_id, host, self._lives, self._recorder)
         self._remembered = 0  # the generation that was written down last, and when that was
         self._written = 0.0
+        self._unread = ""  # what the next result reports of the record of an earlier server
         self._resumed = anyio.Event()
         self._resumed.set()
         self._ending: SessionError | None = None
@@ -135,14 +138,23 @@ class Session:
         self._remember()
 
     def go_on(self, record: SessionRecord, found: Death | int) -> None:
-        """Goes on with a session of an earlier server, before `run`; see `Lives.go_on`."""
+        """Goes on with a session of an earlier server, before `run`; see `Lives.go_on`.
+
+        Raises:
+            ValueError: the record is not of the form that it should be.
+        """
+        for part in (record, record.launched):
+            check(part)
+        self.origin = read(Origin, record.origin) if record.origin else None
+        unread = self.checkpoints.restore(record.checkpoints)
         self._resumed = anyio.Event()
         self._remembered = record.generation
         self.begun, self.last_used, self._submitted = record.begun, record.last_used, record.submitted
-        self.origin = Origin(**record.origin) if record.origin else None
         self._execution_count = record.execution_count
-        self.checkpoints.restore(record.checkpoints)
         self._lives.go_on(record, found)
+        if unread:
+            logger.warning("session %s: checkpoints that cannot be read are left out: %s", self.session_id, unread)
+            self._unread = UNREAD.format(count=counted(len(unread), "checkpoint"))
 
     def begin_as(self, launched: Launched, origin: Origin) -> None:
         """Goes on from a checkpoint of another session, before `run`."""
@@ -595,6 +607,8 @@ class Session:
         except (KernelError, EngineError, SessionError) as error:
             logger.info("session %s: its last cell cannot be resumed: %s", self.session_id, error)
         finally:
+            if self._unread:  # not before: the result of the resumed cell may have been collected already
+                self._lives.lose(self._unread)
             self._resumed.set()
 
     async def _current_life(self) -> Life:
@@ -610,4 +624,4 @@ class Session:
     def check_open(self) -> None:
         """Raises SessionError if it has been ended."""
         if self._ending is not None:
-            raise self._ending
+            raise self._ending.again()
