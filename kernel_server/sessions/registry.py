@@ -44,6 +44,7 @@ MAX_ENDED = 10_000  # ids of ended sessions that get a precise error
 EXPIRY_CHECK_SECONDS = 5.0
 SYNC_SECONDS = 1.0
 SWEEP_SECONDS = 3600.0
+READERS = 4  # at a time, of journals: each may hold some copies of a cell of 40 MB
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Registry:
     """Makes, finds and ends sessions; the first of them starts a container. `open_registry` makes one.
 
     Attributes:
+        journals: of all sessions.
+        readers: for threads that read journals.
         on_change: told when `sessions` has changed.
         leaves_sessions: the server is about to end, and what runs in sessions is to go on.
     """
@@ -81,6 +84,7 @@ class Registry:
     ) -> None:
         self.limits = limits
         self.journals = journals
+        self.readers = anyio.CapacityLimiter(READERS)
         self.on_change: Callable[[], None] = lambda: None
         self._context = context
         self._tasks = tasks
@@ -433,8 +437,8 @@ class Registry:
         while True:
             try:
                 await anyio.to_thread.run_sync(self.journals.sweep, max(self.limits.notebook_ttl, self.limits.ttl))
-            except OSError as error:
-                logger.warning("old journals could not be removed: %s", error)
+            except Exception:  # it reads what other servers have left, and must not end this one
+                logger.exception("old journals could not be removed")
             await anyio.sleep(SWEEP_SECONDS)
 
     async def expire_idle_sessions(self) -> None:

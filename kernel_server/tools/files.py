@@ -148,7 +148,7 @@ async def export_notebook(
         news = registry.journals.take_news()
         return at, f"\n[{news}]" if news else ""
 
-    at, news = await anyio.to_thread.run_sync(write)
+    at, news = await anyio.to_thread.run_sync(write, limiter=registry.readers)
     return text_result(
         f"Wrote a notebook of {counted(count, 'cell')} to {at!r} in WORKDIR_OUT ({services(ctx).output_folder}).{news}"
     )

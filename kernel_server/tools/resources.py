@@ -49,7 +49,7 @@ async def notebook(session_id: str, ctx: Context) -> str:
             return make_notebook(journal.cells(), session_id, python, MAX_BYTES)
 
         try:
-            return await anyio.to_thread.run_sync(make)
+            return await anyio.to_thread.run_sync(make, limiter=registry.readers)
         except OverflowError:
             raise FileError(
                 f"The notebook has more than {human_size(MAX_BYTES)}, which is what a resource may have. "

@@ -127,8 +127,10 @@ class JournalFolder:
         wanted = self.bounds.folder - max(self.bounds.cell, self.bounds.folder // ROOM)
         try:
             removed = self._remove("room", lambda _, total: total > wanted)
-        except OSError as error:
-            logger.warning("no room could be made in %s: %s", self._folder, error)
+        except (
+            Exception
+        ):  # what other servers have said of themselves is read here: no cell's record must fail for that
+            logger.exception("no room could be made in %s", self._folder)
             return
         self._taken -= sum(entry.size for entry in removed)
         if removed:

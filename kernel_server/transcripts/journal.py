@@ -10,13 +10,13 @@ All of this blocks, and is called in worker threads.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -118,15 +118,15 @@ class Journal:
         outputs = _Outputs(left)
         try:
             with self._opened() as line:
-                head = "".join(json_pieces(cell.head))
-                line.write([f"{head[:-1]}, ".encode("utf-8", "surrogatepass"), b'"outputs": ['])
+                head = b"".join(encoded(json_pieces(cell.head)))
+                line.write([head.removesuffix(b"}"), b', "outputs": ['])
                 for output in cell.outputs.items:
                     line.write(outputs.take(notebook_output(output)))
                 omitted = outputs.omitted(why)
                 if omitted:
                     line.write(outputs.remark(omitted))
                 line.write([b'], "notes": '])
-                line.write(encoded(json_pieces([*cell.notes, *([omitted] if omitted else [])])))
+                line.write(encoded(json_pieces(cell.all_notes(omitted))))
                 line.write([b"}\n"])
         except OSError as error:
             remedy = " Free some disk space or set PY_EXEC_STATE_DIR." if error.errno in FULL else ""
@@ -304,25 +304,24 @@ class _Outputs:
         self._separator = b""
         self._count = 0
 
-    def take(self, output: dict[str, Any]) -> list[bytes]:
+    def take(self, output: dict[str, Any]) -> Iterator[bytes]:
         """What is to be written of an output."""
-        pieces = self._fitting(output)
-        self._count += not pieces
-        return self._separated(pieces) if pieces else []
+        if not self._fits(output):
+            self._count += 1
+            return iter(())
+        return self._separated(encoded(json_pieces(output)))
 
-    def _fitting(self, output: dict[str, Any]) -> list[bytes]:
-        """Its JSON; nothing where that is more than is left."""
-        pieces: list[bytes] = []
+    def _fits(self, output: dict[str, Any]) -> bool:
+        """Counts its bytes, if there is room for them. To encode it twice takes less than to hold all of it twice."""
         left = self._left
         if least_bytes(output) > left:
-            return []
+            return False
         for piece in encoded(json_pieces(output)):
             left -= len(piece)
             if left < 0:
-                return []
-            pieces.append(piece)
+                return False
         self._left = left
-        return pieces
+        return True
 
     def omitted(self, why: str) -> str:
         """What was left out, for people and models; "" if nothing was."""
@@ -331,14 +330,14 @@ class _Outputs:
         what = f"{counted(self._count, 'output')} of this cell {'is' if self._count == 1 else 'are'}"
         return OMITTED.format(what=what, why=why, them="it" if self._count == 1 else "them")
 
-    def remark(self, text: str) -> list[bytes]:
-        """An output that says so, in the place of what was left out."""
+    def remark(self, text: str) -> Iterator[bytes]:
+        """An output that says so, after what was taken."""
         output = {"output_type": "stream", "name": "stderr", "text": f"[{text}]\n"}
-        return self._separated([json.dumps(output).encode()])
+        return self._separated(encoded(json_pieces(output)))
 
-    def _separated(self, pieces: list[bytes]) -> list[bytes]:
+    def _separated(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         separator, self._separator = self._separator, b", "
-        return [separator, *pieces]
+        return chain([separator], pieces)
 
 
 def reference_of(path: Path) -> tuple[str, int] | None:

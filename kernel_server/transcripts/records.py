@@ -17,6 +17,8 @@ CONTINUES = (
 )
 BEGINS_PREFIX = b'{"begins": "'
 CONTINUES_PREFIX = b'{"continues": "'
+MAX_MSG_ID = 200  # characters; that of a resumed cell is what its kernel says
+MAX_NOTES, MAX_NOTE = 20, 4_000  # of a cell, and characters of one: a session has its part in some
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class JournaledCell:
     msg_id: str = ""
     remark: bool = False
 
+    def all_notes(self, omitted: str) -> list[str]:
+        """The notes as they are recorded, and what was left out."""
+        notes = [note if len(note) <= MAX_NOTE else f"{note[:MAX_NOTE]}…" for note in self.notes[:MAX_NOTES]]
+        return [*notes, omitted] if omitted else notes
+
     @property
     def head(self) -> dict[str, Any]:
         """The record without outputs and notes."""
@@ -53,7 +60,7 @@ class JournaledCell:
             "generation": self.generation,
             "begun": self.begun.isoformat(),
             "ended": self.ended.isoformat(),
-            "msg_id": self.msg_id,
+            "msg_id": self.msg_id[:MAX_MSG_ID],
             **({"remark": True} if self.remark else {}),
         }
 

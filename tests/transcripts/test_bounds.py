@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,35 @@ def test_largest_cell_that_memory_holds_is_bounded(tmp_path: Path) -> None:
     assert "1 output of this cell is not recorded" in told
     assert journal.size < 1_000
     assert journal.append(cell(outputs=Outputs([Display({"text/html": "x" * (32 << 20)}, {})]))) == ""
+
+
+def test_recording_takes_no_second_copy_in_memory(tmp_path: Path) -> None:
+    """Ours: 32 sessions may record their largest cells at once. The control is what json gives as a whole."""
+    text = "é" * 8_000_000
+    cells = cell(outputs=Outputs([Display({"text/html": text}, {}), Stream("stdout", "x")]))
+    journal = Journal(tmp_path / "j.jsonl")
+
+    def peak(work: Callable[[], object]) -> int:
+        tracemalloc.start()
+        try:
+            work()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(lambda: journal.append(cells)) < 0.3 * len(text)
+    assert peak(lambda: json.dumps(text, ensure_ascii=False)) > len(text)
+    assert journal.size > 16_000_000
+
+
+def test_what_else_a_session_has_its_part_in_is_bounded(tmp_path: Path) -> None:
+    """Ours: a kernel says why it cannot be kept, and which cell it had last."""
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.append(cell(notes=["😀" * 1_000_000] * 1_000, msg_id="x" * 1_000_000))
+    assert journal.size < 400_000
+    journal.append(cell(notes=["kept"] * 3, msg_id="m2"))
+    assert [record["notes"] for record in journal.cells()][1] == ["kept"] * 3
+    assert journal.last().finished == "m2"
 
 
 # -- a session ---------------------------------------------------------------------------------------------------------
