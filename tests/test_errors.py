@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from kernel_server import errors
 from kernel_server.errors import KernelError, KernelServerError, SessionClosed
 from kernel_server.sessions.jobs import Job
 from kernel_server.sessions.results import Cell
+from tests.sessions.test_branches_given_up import registry_of
 
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "ConfigurationError": (["one", "two"],),
@@ -67,3 +69,18 @@ async def test_outcome_that_failed_is_a_fresh_error_for_each_who_asks() -> None:
         raised.append(caught.value)
     assert raised[0] is not raised[1]
     assert isinstance(SessionClosed("0" * 32, "reset").again(), SessionClosed)
+
+
+@pytest.mark.anyio
+async def test_session_that_has_ended_gives_each_call_an_error_of_its_own(tmp_path: Path) -> None:
+    """Ours: tracebacks of calls grew and mixed, and all they had to do with stayed in memory."""
+    async with registry_of(tmp_path) as registry:
+        session = await registry.open()
+        await registry.close(session.session_id)
+        raised = []
+        for _ in range(3):
+            with pytest.raises(SessionClosed, match="close_session") as caught:
+                session.submit(Cell("1"))
+            raised.append((id(caught.value), len(caught.traceback)))
+        assert len({one for one, _ in raised}) == 3
+        assert len({depth for _, depth in raised}) == 1
