@@ -81,6 +81,6 @@ async def test_session_that_has_ended_gives_each_call_an_error_of_its_own(tmp_pa
         for _ in range(3):
             with pytest.raises(SessionClosed, match="close_session") as caught:
                 session.submit(Cell("1"))
-            raised.append((id(caught.value), len(caught.traceback)))
-        assert len({one for one, _ in raised}) == 3
+            raised.append((caught.value, len(caught.traceback)))
+        assert len({id(error) for error, _ in raised}) == 3
         assert len({depth for _, depth in raised}) == 1
