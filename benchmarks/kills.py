@@ -20,7 +20,7 @@ import anyio.to_thread
 from benchmarks.kills_report import Leftovers, Record, print_report, verdicts
 from benchmarks.kills_servers import Gone, Server, Servers
 from benchmarks.kills_user import Lost, User
-from kernel_server.transcripts.journal import JournalFolder
+from kernel_server.transcripts.folder import JournalFolder
 from tests.clients.wire import ROOT, server_environment
 from tests.driving import eventually
 

@@ -21,7 +21,7 @@ from benchmarks.kills_cells import (
 from benchmarks.kills_servers import Gone, Place, Servers, until_answered
 from benchmarks.soak_user import Wrong, has, same
 from kernel_server.text import counted
-from kernel_server.transcripts.journal import JournalFolder
+from kernel_server.transcripts.folder import JournalFolder
 from tests.driving import Reply
 
 NOTHING = "Nothing is running in session"

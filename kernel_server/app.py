@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 from mcp.server import MCPServer
@@ -16,7 +17,7 @@ from kernel_server import __version__
 from kernel_server.config import Settings
 from kernel_server.hosts.base import HostSettings, KernelHosts
 from kernel_server.packages.requirements import Allowed
-from kernel_server.presence import announced
+from kernel_server.presence import announced, servers
 from kernel_server.sessions.installs import open_installer
 from kernel_server.sessions.registry import Limits, open_registry
 from kernel_server.tasks import running
@@ -24,7 +25,7 @@ from kernel_server.tools import branching, code, files, listing, outputs, packag
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import Services
 from kernel_server.tools.stdio import end_soon
-from kernel_server.transcripts.journal import JournalFolder
+from kernel_server.transcripts.folder import IsInUse, JournalFolder
 
 logger = logging.getLogger(__name__)
 
@@ -78,12 +79,13 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     # Announced first, and so withdrawn last: sessions still end in between.
     with announced(settings.state_dir / "servers", settings.engine) as announce:
         async with (
-            open_registry(hosts, limits, JournalFolder(settings.state_dir / "journals")) as registry,
+            open_registry(hosts, limits, _journals(settings.state_dir, hosts)) as registry,
             open_installer(
                 Allowed.only(settings.packages), settings.state_dir / "packages", settings.ca_file
             ) as installer,
         ):
             registry.on_change = lambda: announce([session.session_id for session in registry.sessions])
+            registry.on_change()  # some may have been taken over by now
             yield Services(
                 registry=registry,
                 installer=installer,
@@ -116,6 +118,18 @@ def host_settings(settings: Settings) -> HostSettings:
         instance=settings.instance,
         keep_seconds=settings.session_ttl if settings.on_exit == "keep" else 0.0,
     )
+
+
+def _journals(state_dir: Path, hosts: KernelHosts) -> JournalFolder:
+    """All servers with the same state folder share their journals."""
+
+    def look() -> IsInUse:
+        found = servers(state_dir / "servers")
+        unknown = any(server.sessions is None for server in found)  # one of another version: any may be its
+        there = {session_id for server in found for session_id in server.sessions or ()}
+        return lambda session_id: unknown or session_id in there or bool(hosts.whereabouts(session_id))
+
+    return JournalFolder(state_dir / "journals", look)
 
 
 def _make_hosts(settings: Settings) -> KernelHosts:

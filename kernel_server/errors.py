@@ -1,4 +1,4 @@
-"""Every error that this package raises on purpose, and nothing else.
+"""Every error that this package shows to its users, and nothing else.
 
     KernelServerError
     ├── ConfigurationError        a setting is missing or wrong
@@ -11,21 +11,43 @@
     │   ├── SessionUnknown        this server never made that id
     │   ├── SessionClosed         close_session or reset ended it
     │   ├── SessionExpired        it was not used for longer than its TTL
-    │   └── SessionLimit          no more sessions fit
+    │   ├── SessionLeft           this server ends, and the next one resumes it
+    │   ├── SessionNotKept        it could not be resumed from an earlier server
+    │   └── JournalRemoved        what ran in it was removed
+    ├── SessionLimit              no more sessions fit
     ├── KernelError               a kernel did not start or does not answer
     ├── RequestError              an argument of a tool cannot be used
     ├── CheckpointError           a session cannot be kept as it is, or brought back, or branched
     ├── PackageError              packages cannot be found, fetched or installed
     └── FileError                 a path or a transfer is refused, or failed
 
+What does not leave the module that raises it, or its package, is defined there: `hosts.engine.NameTaken` and
+`BuildFailed`, `hosts.control.ControlRefused` and `ControlFailed`, `kernels.zmtp.ProtocolError`.
+
 A message is made from facts, and ends with what to do next: the model reads it.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+from typing_extensions import Self
+
+E = TypeVar("E", bound="KernelServerError")
+
 
 class KernelServerError(Exception):
     """Base of the tree; `str(error)` is fit to be shown to a model and to a person."""
+
+    def again(self) -> Self:
+        """A fresh error that says the same, for each further caller who is told.
+
+        One that has been raised holds the calls in which it was, code and all, and more with each time.
+        """
+        fresh = type(self).__new__(type(self))
+        fresh.args = self.args
+        fresh.__dict__.update(self.__dict__)
+        return fresh
 
 
 class ConfigurationError(KernelServerError):
@@ -88,12 +110,6 @@ class SessionError(KernelServerError):
         self.session_id = session_id
         super().__init__(message)
 
-    def again(self) -> SessionError:
-        """A fresh error that says the same: one that has been raised holds the calls in which it was, code and all."""
-        fresh = type(self).__new__(type(self))
-        SessionError.__init__(fresh, self.session_id, str(self))
-        return fresh
-
 
 class SessionUnknown(SessionError):
     """No session of that id was ever made by this server."""
@@ -147,6 +163,17 @@ class SessionExpired(SessionError):
             session_id,
             f"Session {session_id} expired: it was not used for {ttl_seconds:g} s (PY_EXEC_SESSION_TTL); "
             "its variables and workspace are gone. Call init for a new session.",
+        )
+
+
+class JournalRemoved(SessionError):
+    """What ran in a session is not recorded any more."""
+
+    def __init__(self, session_id: str, when: str, why: str) -> None:
+        super().__init__(
+            session_id,
+            f"What ran in session {session_id} cannot be read any more: its journal was removed on {when}, since {why}. "
+            "Only what was exported before is there.",
         )
 
 

@@ -10,7 +10,7 @@ from kernel_server.hosts.controlled import read_sessions
 from kernel_server.hosts.rundir import kept_folders
 from kernel_server.presence import Presence, servers
 from kernel_server.text import counted, human_size, one_line
-from kernel_server.transcripts.journal import JournalFolder, JournalInfo
+from kernel_server.transcripts.folder import JournalFolder, JournalInfo
 
 SHOWN_SOURCE = 60  # characters of the first cell
 
@@ -23,7 +23,8 @@ def sessions(settings: Settings) -> int:
 
 
 def _lines(settings: Settings) -> Iterator[str]:
-    journals = {info.session_id: info for info in JournalFolder(settings.state_dir / "journals").kept()}
+    recorded = JournalFolder(settings.state_dir / "journals")
+    journals = {info.session_id: info for info in recorded.kept()}
     running = servers(settings.state_dir / "servers")
     for server in running:
         yield _server_line(server)
@@ -40,6 +41,8 @@ def _lines(settings: Settings) -> Iterator[str]:
         yield from (f"  {_session_line(session_id, info)}" for session_id, info in journals.items())
     else:
         yield "Of sessions that have ended, nothing is kept."
+    if removed := recorded.removed_for_room():
+        yield f"{counted(removed, 'journal')} of ended sessions had to make room for newer ones."
 
 
 def _server_line(server: Presence) -> str:

@@ -12,10 +12,13 @@ import secrets
 import shutil
 import stat
 import tarfile
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 
 from kernel_server.errors import FileError
 from kernel_server.files.beneath import kind_of, open_beneath
@@ -168,16 +171,20 @@ def receive(chunks: Iterator[bytes], folder: int, path: str, *, name: str, files
         finally:
             _remove(folder, temporary)
     except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the host's disk is full",
-            errno.EDQUOT: "the host's disk quota is used up",
-            errno.EACCES: "the server's user may not write there",
-            errno.EROFS: "the folder is read-only",
-            errno.EXDEV: "the path leaves WORKDIR_OUT through a link",
-            errno.ENOTDIR: "a part of the path is a file, not a folder",
-            errno.ENAMETOOLONG: "the name is too long for the host's file system",
-        }
-        raise FileError(f"{path}: {reasons.get(error.errno or 0, error.strerror)}. Nothing was written.") from error
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: str, error: OSError) -> FileError:
+    reasons = {
+        errno.ENOSPC: "the host's disk is full",
+        errno.EDQUOT: "the host's disk quota is used up",
+        errno.EACCES: "the server's user may not write there",
+        errno.EROFS: "the folder is read-only",
+        errno.EXDEV: "the path leaves WORKDIR_OUT through a link",
+        errno.ENOTDIR: "a part of the path is a file, not a folder",
+        errno.ENAMETOOLONG: "the name is too long for the host's file system",
+    }
+    return FileError(f"{path}: {reasons.get(error.errno or 0, error.strerror)}. Nothing was written.")
 
 
 def _remove(folder: int, name: str) -> None:
@@ -358,8 +365,22 @@ def write_text(folder: int, path: str, text: str, name: str) -> str:
     Raises:
         FileError: as `receive`.
     """
-    data = text.encode()
-    info = tarfile.TarInfo("item")
-    info.size = len(data)
-    padding = b"\0" * (-len(data) % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
-    return receive(iter([_header(info), data, padding]), folder, path, name=name, files=1, size=len(data))
+    return write_pieces(folder, path, [text.encode()], name)
+
+
+def write_pieces(folder: int, path: str, pieces: Iterable[bytes], name: str) -> str:
+    """The same for a file of any size that is made piece by piece.
+
+    It grows as a file without a name in WORKDIR_OUT, since a tar names the size first.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=f"/proc/self/fd/{folder}") as file:
+            file.writelines(pieces)
+            info = tarfile.TarInfo("item")
+            info.size = file.tell()
+            file.seek(0)
+            padding = b"\0" * (-info.size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
+            chunks = chain([_header(info)], iter(partial(file.read, CHUNK_BYTES), b""), [padding])
+            return receive(chunks, folder, path, name=name, files=1, size=info.size)
+    except OSError as error:
+        raise _not_written(path, error) from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -81,7 +81,7 @@ class KernelConnection:
         *,
         silent: bool = False,
         about: dict[str, Any] | None = None,
-        on_send: Callable[[str], None] | None = None,
+        on_send: Callable[[str], Awaitable[None]] | None = None,
     ) -> AsyncIterator[Execution]:
         """Sends a cell; inside the block its outputs arrive in the `Execution`. Leaving does not stop the cell.
 
@@ -106,7 +106,7 @@ class KernelConnection:
         self._executions[execution.msg_id] = execution
         try:
             if on_send is not None:
-                on_send(execution.msg_id)
+                await on_send(execution.msg_id)
             await self._send("shell", message)
             yield execution
         finally:

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from kernel_server.errors import CheckpointError
+from kernel_server.records import read
 from kernel_server.text import counted, one_line
 
 LABEL_CHARACTERS = 80
@@ -130,13 +131,19 @@ class Checkpoints:
         listed = ", ".join(one.described for one in self)
         raise CheckpointError(f"This session has no checkpoint {one_line(wanted, 60)!r}. It has {listed}.")
 
-    def restore(self, records: list[dict[str, Any]]) -> None:
-        """Takes up what `records` gave to an earlier server."""
+    def restore(self, records: list[dict[str, Any]]) -> list[str]:
+        """Takes up what `records` gave to an earlier server; returns why it has not taken up the others."""
+        unread = []
         for record in records:
-            checkpoint = Checkpoint(**record)
+            try:
+                checkpoint = read(Checkpoint, record)
+                number = 0 if checkpoint.automatic else int(checkpoint.name.removeprefix("c"))
+            except ValueError as error:
+                unread.append(str(error))
+                continue
             self._kept[checkpoint.name] = checkpoint
-            if not checkpoint.automatic:
-                self._last = max(self._last, int(checkpoint.name[1:]))
+            self._last = max(self._last, number)
+        return unread
 
     @property
     def records(self) -> list[dict[str, Any]]:

@@ -172,7 +172,7 @@ class Fleet:
             if on_wait is not None and not life.ready.is_set():
                 await on_wait(life.latest)
         if life.host is None:
-            raise life.failure or HostLost("The container did not start.")
+            raise life.failure.again() if life.failure else HostLost("The container did not start.")
         return life.host
 
     async def _hold(self, life: _HostLife, start: Callable[[Report], AbstractAsyncContextManager[KernelHost]]) -> None:

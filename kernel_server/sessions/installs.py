@@ -24,16 +24,17 @@ from kernel_server.files.transfer import open_to_send
 from kernel_server.hosts.base import InstalledPackage
 from kernel_server.kernels.outputs import Outputs, Stream
 from kernel_server.packages.download import download
+from kernel_server.packages.environment import Environment
 from kernel_server.packages.requirements import Allowed, read_requirements
 from kernel_server.packages.resolve import Plan, resolve
 from kernel_server.packages.sources import Sources
 from kernel_server.sessions.session import OnProgress, Session
 from kernel_server.text import counted, human_size
-from kernel_server.transcripts.journal import JournaledCell
+from kernel_server.transcripts.records import JournaledCell
 
 logger = logging.getLogger(__name__)
 
-AT_A_TIME = 2  # downloads of all sessions together
+AT_A_TIME = 2  # resolutions and downloads of all sessions together; a session has no part in how long these take
 PROGRESS_SECONDS = 4.0  # between two notifications
 LEFT_SECONDS = 3600.0  # an older folder is one whose server was killed
 WHEELS = "wheels"
@@ -75,7 +76,7 @@ class Install:
     done: anyio.Event = field(default_factory=anyio.Event)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     installed: Installed | None = None
-    failure: Exception | None = None
+    failure: KernelServerError | None = None
 
     @property
     def seconds(self) -> float:
@@ -97,6 +98,7 @@ class Installer:
         self._sources = Sources(ca_file)
         self._limiter = anyio.CapacityLimiter(AT_A_TIME)
         self._installs: WeakKeyDictionary[Session, Install] = WeakKeyDictionary()
+        self._places: WeakKeyDictionary[Session, anyio.Lock] = WeakKeyDictionary()
 
     async def install(
         self, session: Session, packages: list[str], seconds: float, on_progress: OnProgress
@@ -132,16 +134,23 @@ class Installer:
             return install
         self._installs.pop(session, None)
         if install.installed is None:
-            raise install.failure or PackageError("The installation was stopped. Call install_packages again.")
+            stopped = PackageError("The installation was stopped. Call install_packages again.")
+            raise install.failure.again() if install.failure else stopped
         return install.installed
 
     async def _work(self, session: Session, requirements: Sequence[Requirement], install: Install) -> None:
         try:
             with install.scope:
-                async with session.in_use(changes=True), self._limiter:
+                # One place for each session, also while what was cancelled is still coming to its end.
+                async with session.in_use(changes=True), self._places.setdefault(session, anyio.Lock()):
                     install.installed = await self._install(session, requirements, install)
-        except (KernelServerError, OSError) as error:
+        except KernelServerError as error:
             install.failure = session.ending or error  # where it has been ended, that is the reason
+        except OSError as error:
+            failed = PackageError(
+                f"The installation failed on the server: {error.strerror}. Call install_packages again."
+            )
+            install.failure = session.ending or failed
         except Exception as error:  # it must not end the installations of other sessions
             logger.exception("session %s: packages could not be installed", session.session_id)
             install.failure = PackageError(f"The installation failed inside the server: {type(error).__name__}.")
@@ -153,10 +162,34 @@ class Installer:
         with _working_folder(self._folder) as folder:
             (folder / "configuration").mkdir()
             environment = await session.host.environment(session.session_id)
-            variables = await self._sources.environment(folder / "configuration")
-            plan = await resolve(requirements, environment, folder, variables, trust_session=self.allowed.names is None)
+            async with self._limiter:
+                plan = await self._fetch(session, requirements, install, environment, folder)
             if not plan.wanted:
                 return Installed(plan, [])
+            install.stage = "unpacking in the session"
+            with _opened(folder) as descriptor, open_to_send(descriptor, WHEELS) as sending:
+
+                def tar(uid: int) -> Iterator[bytes]:
+                    yield from sending.tar(uid)
+                    shutil.rmtree(folder / WHEELS, ignore_errors=True)  # a session may take long to unpack its copy
+
+                found = await session.host.install(session.session_id, tar, WHEELS)
+        notes = await _tell_kernel(session, plan, found)
+        session.record_between(_journaled(session, plan, notes, begun))
+        return Installed(plan, notes)
+
+    async def _fetch(
+        self,
+        session: Session,
+        requirements: Sequence[Requirement],
+        install: Install,
+        environment: Environment,
+        folder: Path,
+    ) -> Plan:
+        """Finds out what has to come, and fetches it into `folder`."""
+        variables = await self._sources.environment(folder / "configuration")
+        plan = await resolve(requirements, environment, folder, variables, trust_session=self.allowed.names is None)
+        if plan.wanted:
             install.stage = f"fetching {counted(len(plan.wanted), 'package')}"
 
             def on_size(size: int) -> None:
@@ -164,12 +197,7 @@ class Installer:
                 install.stage = f"fetching {counted(len(plan.wanted), 'package')}, {human_size(size)} so far"
 
             await download(plan.wanted, environment, folder, variables, on_size)
-            install.stage = "unpacking in the session"
-            with _opened(folder) as descriptor, open_to_send(descriptor, WHEELS) as sending:
-                found = await session.host.install(session.session_id, sending.tar, WHEELS)
-        notes = await _tell_kernel(session, plan, found)
-        session.record_between(_journaled(session, plan, notes, begun))
-        return Installed(plan, notes)
+        return plan
 
 
 @asynccontextmanager

@@ -9,15 +9,17 @@ from typing import Any
 
 import anyio
 
+from kernel_server.errors import KernelServerError
 from kernel_server.kernels.executions import Execution, Input
 from kernel_server.kernels.outputs import Outputs, Stream
 from kernel_server.kernels.replays import LastCell
 from kernel_server.sessions.results import Cell, CellResult
 from kernel_server.text import one_line, settle, strip_ansi
-from kernel_server.transcripts.journal import LastLines
+from kernel_server.transcripts.records import LastLines
 
 TITLE_CHARACTERS = 80
 MAX_NUMBER = 1_000_000_000  # of what a kernel says of a job of an earlier server
+MAX_UNKNOWN_SOURCE = 100_000  # characters of a source that only the kernel knows
 MAX_SECONDS = 10 * 365 * 24 * 3600.0
 UNKNOWN = "That this cell was sent is not in the journal: its source is what the kernel says."
 TAKEN_OVER = "The server was started anew while this cell ran; nothing of the session is lost."
@@ -58,7 +60,7 @@ class Job:
     begun: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     resumes: LastCell | None = None
     result: CellResult | None = None
-    failure: Exception | None = None
+    failure: KernelServerError | None = None
     done: anyio.Event = field(default_factory=anyio.Event)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     stopped: bool = False
@@ -78,7 +80,10 @@ class Job:
         told, known = last.finished == cell.msg_id, last.begun == cell.msg_id
         job = cls(
             Cell(
-                cell.code, last.source if known else "", cell.number("timeout", 0, MAX_SECONDS) or 0.0, cell.interactive
+                "" if known else cell.code[:MAX_UNKNOWN_SOURCE],
+                last.source if known else "",
+                cell.number("timeout", 0, MAX_SECONDS) or 0.0,
+                cell.interactive,
             ),
             int(cell.number("number", 1, MAX_NUMBER) or 1),
             notes=[TOLD_AGAIN if told else TAKEN_OVER],
@@ -131,7 +136,7 @@ class Job:
             KernelServerError: there is none: no kernel, or the session was ended.
         """
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.again()
         if self.result is not None:
             return self.result
         outputs = self.execution.outputs if self.execution else Outputs()

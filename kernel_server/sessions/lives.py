@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import anyio
 
-from kernel_server.errors import CheckpointError, EngineError, KernelError
+from kernel_server.errors import CheckpointError, EngineError, KernelError, KernelServerError
 from kernel_server.hosts.base import Death, KernelHost, Launched, Restored, SessionRecord
 from kernel_server.kernels.connection import KernelConnection, connect_kernel
 from kernel_server.kernels.outputs import Outputs
@@ -20,6 +20,10 @@ from kernel_server.sessions.results import explain_death, explain_loss
 logger = logging.getLogger(__name__)
 
 KILL_SECONDS = 1.5
+# Before a kernel is started in place of one that died unused, by how many of these have come before: the first may have been
+# killed by somebody, and a session may have code that ends each of them at its start. A call that needs one does not wait.
+PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
+CONNECTION_KEYS = {"ip", "key", *(f"{channel}_port" for channel in ("shell", "iopub", "stdin", "control"))}
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Life:
         succeeded: set when the next one has taken its place, or there will be none.
         failure: why it did not start.
         death: how it ended, once the kernel host has said so.
+        needed: set when somebody needs it.
     """
 
     generation: int
@@ -46,8 +51,9 @@ class Life:
     succeeded: anyio.Event = field(default_factory=anyio.Event)
     launched: Launched | None = None
     kernel: KernelConnection | None = None
-    failure: Exception | None = None
+    failure: KernelServerError | None = None
     death: Death | None = None
+    needed: anyio.Event = field(default_factory=anyio.Event)
 
     @property
     def pid(self) -> int:
@@ -117,6 +123,7 @@ class Lives:
         self._forked = False
         self._return: _Return | None = None
         self._wanted = anyio.Event()
+        self._unused = 0  # kernels in a row that died before anybody needed them
         self._end = anyio.Event()
 
     def go_on(self, record: SessionRecord, found: Death | int) -> None:
@@ -124,7 +131,13 @@ class Lives:
 
         Args:
             found: process id of its kernel now, or how that ended.
+
+        Raises:
+            ValueError: the record is not of the form that it should be.
         """
+        connection: object = record.launched.connection
+        if not isinstance(connection, dict) or not connection.keys() >= CONNECTION_KEYS:
+            raise ValueError("it does not say how its kernel is reached")
         self._life = Life(record.generation)
         self.workspace = record.launched.workspace
         if record.loss:
@@ -202,6 +215,19 @@ class Lives:
             self._wanted = anyio.Event()
             self._life = Life(life.generation + (life.failure is None))
             life.succeeded.set()
+            await self._pause(life)
+
+    async def _pause(self, life: Life) -> None:
+        """Waits longer each time when nobody needs the kernels that die."""
+        self._unused = 0 if life.needed.is_set() or life.failure else self._unused + 1
+        seconds = PAUSES[min(max(self._unused - 1, 0), len(PAUSES) - 1)]
+        if seconds and self._return is None:
+            logger.warning(
+                "session %s: %d kernels have died unused; the next one is started in %g s, or when it is needed",
+                *(self._session_id, self._unused, seconds),
+            )
+            with anyio.move_on_after(seconds):
+                await first(self._life.needed, self._end)
 
     async def _spawn(self, life: Life) -> Launched:
         if self._return is not None:
@@ -226,7 +252,7 @@ class Lives:
         """
         await self._life.spawned.wait()
         if self._life.failure is not None:
-            raise self._life.failure
+            raise self._life.failure.again()
 
     async def current(self) -> Life:
         """The present kernel once it is ready; where the last attempt to start one failed, there is another one.
@@ -241,11 +267,12 @@ class Lives:
             await self._life.succeeded.wait()
         while True:
             life = self._life
+            life.needed.set()
             await life.ready.wait()
             if self._end.is_set():
                 return life
             if life.failure is not None:
-                raise life.failure
+                raise life.failure.again()
             if not life.dead.is_set() and not life.ended.is_set():
                 return life
             await life.succeeded.wait()  # it has died just now

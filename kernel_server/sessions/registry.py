@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
@@ -31,10 +32,11 @@ from kernel_server.kernels.sockets import Context
 from kernel_server.sessions.checkpoints import Checkpoint, Checkpoints, Origin
 from kernel_server.sessions.fleet import Fleet, OnWait
 from kernel_server.sessions.pool import Pool
-from kernel_server.sessions.session import Session
+from kernel_server.sessions.session import CLEAR_SECONDS, Session
 from kernel_server.sessions.takeover import Takeover
 from kernel_server.tasks import running
-from kernel_server.transcripts.journal import Journal, JournalFolder
+from kernel_server.transcripts.folder import JournalFolder
+from kernel_server.transcripts.journal import Journal
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ MAX_ENDED = 10_000  # ids of ended sessions that get a precise error
 EXPIRY_CHECK_SECONDS = 5.0
 SYNC_SECONDS = 1.0
 SWEEP_SECONDS = 3600.0
+READERS = 4  # at a time, of journals: each may hold some copies of a cell of 40 MB
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Registry:
     """Makes, finds and ends sessions; the first of them starts a container. `open_registry` makes one.
 
     Attributes:
+        journals: of all sessions.
+        readers: for threads that read journals.
         on_change: told when `sessions` has changed.
         leaves_sessions: the server is about to end, and what runs in sessions is to go on.
     """
@@ -79,6 +84,7 @@ class Registry:
     ) -> None:
         self.limits = limits
         self.journals = journals
+        self.readers = anyio.CapacityLimiter(READERS)
         self.on_change: Callable[[], None] = lambda: None
         self._context = context
         self._tasks = tasks
@@ -240,40 +246,61 @@ class Registry:
             SessionError, KernelServerError: as `find` and `Session.checkpoint`.
         """
         origin = await self.find(session_id)
-        async with origin.branching(checkpoint, wait) as point:
-            self._check_room(count)
-            self._opening += count
-            branches: list[Session] = []
-            try:
-                while len(branches) < count:
-                    branches.append(await self._branch(origin, point))
+        branches: list[Session] = []
+        try:
+            async with origin.branching(checkpoint, wait) as point:
+                self._check_room(count)
+                self._opening += count
+                try:
+                    while len(branches) < count:
+                        branches.append(await self._branch(origin, point))
+                        self._opening -= 1
+                finally:
+                    self._opening -= count - len(branches)
                 for branch in branches:
                     await branch.wait_ready()
-            except BaseException:
-                with anyio.CancelScope(shield=True):
-                    for branch in branches:
-                        await self._end(branch, SessionClosed(branch.session_id, "a failed start"), clear=True)
-                raise
-            finally:
-                self._opening -= count
+            await anyio.lowlevel.checkpoint()  # who asked may have given up meanwhile, and never learn of them
+        except BaseException:
+            await self._end_branches(branches)
+            raise
         for branch in branches:
             branch.remember()
         self.on_change()
         return point, branches
 
     async def _branch(self, origin: Session, point: Checkpoint) -> Session:
+        """A new session; where that fails or is cancelled, the kernel host has nothing of it."""
         branch = self._session(_new_id(), origin.host)
-        launched = await origin.host.branch(origin.session_id, point.key, branch.session_id)
-        self._fleet.enter(origin.host)
-        branch.begin_as(launched, Origin(origin.session_id, point.execution_count))
         try:
-            branch.journal.begin_with(origin.journal, point.journaled)
-        finally:
-            self._sessions[branch.session_id] = branch
-            self._tasks.start_soon(self._run_session, branch)
-        place = f"after In [{point.execution_count}]" if point.execution_count else "before its first cell"
-        branch.remark(f"*Branched from session `{origin.session_id}`, {place}: what follows ran here alone.*")
+            with anyio.CancelScope(
+                shield=True
+            ):  # a kernel host that is asked to clear half a branch forgets the other half
+                launched = await origin.host.branch(origin.session_id, point.key, branch.session_id)
+            await anyio.lowlevel.checkpoint()
+            branch.begin_as(launched, Origin(origin.session_id, point.execution_count))
+            await branch.begin_journal(self.journals, point.journaled)
+        except BaseException:
+            with anyio.move_on_after(CLEAR_SECONDS, shield=True), suppress(KernelError, EngineError):
+                await origin.host.clear(branch.session_id)
+            await self._discard_journal(branch)
+            raise
+        self._fleet.enter(origin.host)
+        self._sessions[branch.session_id] = branch
+        self._tasks.start_soon(self._run_session, branch)
         return branch
+
+    async def _end_branches(self, branches: list[Session]) -> None:
+        """Ends those that nobody will learn of."""
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as tasks:
+                for branch in branches:
+                    tasks.start_soon(self._end, branch, SessionClosed(branch.session_id, "a failed start"), True)
+            for branch in branches:
+                await self._discard_journal(branch)
+
+    async def _discard_journal(self, branch: Session) -> None:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(branch.journal.discard)
 
     async def _start_spare(self) -> Session:
         session = self._starting = self._make(await self._fleet.place(), warm=True)
@@ -335,13 +362,16 @@ class Registry:
         """The journal of a session, also of one that has ended; of one in which nothing has run, it has no cells.
 
         Raises:
-            SessionError: the id is not one of a session, or of one that ended and left no journal.
+            SessionError: the id is not one of a session, or of one that ended and left no journal; JournalRemoved: it was
+                removed.
         """
         await self._takeover.complete.wait()
         if session := self._sessions.get(session_id):
             await session.wait_resumed()
-        journal = self.journals.find(session_id)
+        journal = await anyio.to_thread.run_sync(self.journals.find, session_id)
         if journal is None:
+            if session_id not in self._sessions:
+                await anyio.to_thread.run_sync(self.journals.check_not_removed, session_id)
             self.get(session_id)
             journal = self.journals.journal(session_id)
         return journal
@@ -405,8 +435,10 @@ class Registry:
     async def sweep_journals(self) -> None:
         """Removes old journals, every hour; for ever. That of a session that there is stays."""
         while True:
-            with suppress(OSError):
+            try:
                 await anyio.to_thread.run_sync(self.journals.sweep, max(self.limits.notebook_ttl, self.limits.ttl))
+            except Exception:  # it reads what other servers have left, and must not end this one
+                logger.exception("old journals could not be removed")
             await anyio.sleep(SWEEP_SECONDS)
 
     async def expire_idle_sessions(self) -> None:

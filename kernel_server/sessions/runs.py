@@ -19,8 +19,9 @@ from kernel_server.kernels.executions import Execution
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.sessions.jobs import Job
 from kernel_server.sessions.lives import KILL_SECONDS, Life, Lives
+from kernel_server.sessions.recorder import Recorder
 from kernel_server.sessions.results import CellResult, Status, explain_death, explain_error
-from kernel_server.transcripts.journal import Journal, JournaledCell
+from kernel_server.transcripts.records import JournaledCell
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Runner:
     session_id: str
     host: KernelHost
     lives: Lives
-    journal: Journal
+    recorder: Recorder
 
     async def execute(self, life: Life, job: Job) -> Status | None:
         """Sends the cell and waits for its end; the status if it was we who stopped it.
@@ -92,8 +93,8 @@ class Runner:
         with anyio.move_on_after(KILL_SECONDS):
             await execution.over.wait()
 
-    def _note(self, job: Job, msg_id: str) -> None:
-        self.journal.begin(msg_id, job.cell.source or job.cell.code)
+    async def _note(self, job: Job, msg_id: str) -> None:
+        await self.recorder.begin(msg_id, job.cell.source or job.cell.code)
 
     async def _signal(self) -> None:
         await self.host.signal(self.session_id, signal.SIGINT)
@@ -156,8 +157,8 @@ def _status(execution: Execution) -> Status:
     return "error" if outputs.ended_with_error else "ok"
 
 
-def record(journal: Journal, job: Job, result: CellResult) -> None:
-    """Writes a finished cell to the session's journal."""
+async def record(recorder: Recorder, job: Job, result: CellResult) -> None:
+    """Writes a finished cell to the session's journal; the result reports what is missing there."""
     journaled = JournaledCell(
         source=job.cell.source or job.cell.code,
         outputs=Outputs([*result.late.items, *result.outputs.items]),
@@ -170,6 +171,8 @@ def record(journal: Journal, job: Job, result: CellResult) -> None:
         msg_id=job.execution.msg_id if job.execution else "",
     )
     try:
-        journal.append(journaled)
+        omitted = await recorder.append(journaled)
     except FileError as error:  # the code ran: its result must not be lost with its record
-        result.notes.append(str(error))
+        omitted = str(error)
+    if omitted:
+        result.notes.append(omitted)

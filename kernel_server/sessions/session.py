@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from functools import partial
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from kernel_server.errors import CheckpointError, EngineError, FileError, KernelError, SessionError
@@ -20,13 +21,17 @@ from kernel_server.kernels.changes import Look
 from kernel_server.kernels.executions import END_OF_INPUT
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.kernels.sockets import Context
+from kernel_server.records import check, read
 from kernel_server.sessions.checkpoints import Checkpoint, Checkpoints, Origin
 from kernel_server.sessions.jobs import TITLE_CHARACTERS, Job
 from kernel_server.sessions.lives import Life, Lives, Loss, first
+from kernel_server.sessions.recorder import Recorder
 from kernel_server.sessions.results import Cell, CellResult
 from kernel_server.sessions.runs import STOP_SECONDS, Runner, record
-from kernel_server.text import one_line
-from kernel_server.transcripts.journal import Journal, JournaledCell
+from kernel_server.text import counted, one_line
+from kernel_server.transcripts.folder import JournalFolder
+from kernel_server.transcripts.journal import Journal
+from kernel_server.transcripts.records import JournaledCell
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +55,7 @@ BROKEN = "The session ended by an error of the server. Call init for a new one."
 NEVER_ARRIVED = (
     "Since the last call: the server was started anew, and the kernel does not know of the cell sent last: {title!r}."
 )
+UNREAD = "Since the last call: {count} of another version of the server cannot be used, and was left out."
 NEVER_STARTED = "It was stopped before its turn came; nothing of it ran."
 
 OnProgress = Callable[[float, str], Awaitable[None]]
@@ -96,9 +102,11 @@ class Session:
         self._unkept = ""  # why there was no automatic checkpoint, as it was told last
         self._kept_ahead = False  # the session still is what it is in its last automatic checkpoint
         self._lives = Lives(session_id, host, context, checkpoints, warm=warm)
-        self._runner = Runner(session_id, host, self._lives, journal)
+        self._recorder = Recorder(journal)
+        self._runner = Runner(session_id, host, self._lives, self._recorder)
         self._remembered = 0  # the generation that was written down last, and when that was
         self._written = 0.0
+        self._unread = ""  # what the next result reports of the record of an earlier server
         self._resumed = anyio.Event()
         self._resumed.set()
         self._ending: SessionError | None = None
@@ -130,14 +138,23 @@ class Session:
         self._remember()
 
     def go_on(self, record: SessionRecord, found: Death | int) -> None:
-        """Goes on with a session of an earlier server, before `run`; see `Lives.go_on`."""
+        """Goes on with a session of an earlier server, before `run`; see `Lives.go_on`.
+
+        Raises:
+            ValueError: the record is not of the form that it should be.
+        """
+        for part in (record, record.launched):
+            check(part)
+        self.origin = read(Origin, record.origin) if record.origin else None
+        unread = self.checkpoints.restore(record.checkpoints)
         self._resumed = anyio.Event()
         self._remembered = record.generation
         self.begun, self.last_used, self._submitted = record.begun, record.last_used, record.submitted
-        self.origin = Origin(**record.origin) if record.origin else None
         self._execution_count = record.execution_count
-        self.checkpoints.restore(record.checkpoints)
         self._lives.go_on(record, found)
+        if unread:
+            logger.warning("session %s: checkpoints that cannot be read are left out: %s", self.session_id, unread)
+            self._unread = UNREAD.format(count=counted(len(unread), "checkpoint"))
 
     def begin_as(self, launched: Launched, origin: Origin) -> None:
         """Goes on from a checkpoint of another session, before `run`."""
@@ -270,7 +287,7 @@ class Session:
             KernelError, EngineError: there is no kernel.
         """
         async with self._between_cells(wait):
-            checkpoint = self.checkpoints.new(label, self._execution_count, self.journal.size)
+            checkpoint = self.checkpoints.new(label, self._execution_count, await self._recorder.size())
             kept = await self._keep(checkpoint.key)
             dropped = self.checkpoints.add(checkpoint)
             self._remember()
@@ -317,7 +334,7 @@ class Session:
                 self._kept_ahead = False
 
     async def _add_automatic(self) -> None:
-        checkpoint = self.checkpoints.new("", self._execution_count, self.journal.size, automatic=True)
+        checkpoint = self.checkpoints.new("", self._execution_count, await self._recorder.size(), automatic=True)
         await self._keep(checkpoint.key)
         self._drop(self.checkpoints.add(checkpoint, ahead=True))
 
@@ -341,7 +358,7 @@ class Session:
             self._execution_count, self._lives.loss = checkpoint.execution_count, None
             self._kept_ahead = False
             text = f"*Rolled back to checkpoint {checkpoint.described}: variables and files are what they were then.*"
-            self.remark(text)
+            await self.remark(text)
             self._remember()
         return checkpoint, restored
 
@@ -361,7 +378,7 @@ class Session:
                 await self._check(checkpoint)
                 yield checkpoint
                 return
-            checkpoint = self.checkpoints.new("", self._execution_count, self.journal.size)
+            checkpoint = self.checkpoints.new("", self._execution_count, await self._recorder.size())
             await self._keep(checkpoint.key)
             try:
                 yield checkpoint
@@ -386,12 +403,21 @@ class Session:
             finally:
                 self._turn.release()
 
-    def remark(self, text: str) -> None:
+    async def begin_journal(self, journals: JournalFolder, size: int) -> None:
+        """Has the journal of a branch begin with the first `size` bytes of its parent's, and say so.
+
+        Raises:
+            FileError: the disk is full.
+        """
+        assert self.origin is not None
+        parent, count = self.origin.session_id, self.origin.execution_count
+        await anyio.to_thread.run_sync(journals.branch, parent, size, self.session_id)
+        place = f"after In [{count}]" if count else "before its first cell"
+        await self.remark(f"*Branched from session `{parent}`, {place}: what follows ran here alone.*")
+
+    async def remark(self, text: str) -> None:
         """Records, as Markdown, what happened between two cells."""
-        now = datetime.now(timezone.utc)
-        cell = JournaledCell(text, Outputs(), 0, "ok", self.generation, now, now, remark=True)
-        with suppress(FileError):
-            self.journal.append(cell)
+        await self._recorder.remark(text, self.generation)
 
     # -- cells -----------------------------------------------------------------------------------------------------
 
@@ -544,7 +570,7 @@ class Session:
         result = await self._runner.result(life, job, stopped)
         self._execution_count = 0 if result.status == "died" else result.execution_count or self._execution_count
         if not journaled:
-            record(self.journal, job, result)
+            await record(self._recorder, job, result)
         return result
 
     def record_between(self, cell: JournaledCell) -> None:
@@ -552,8 +578,10 @@ class Session:
 
         async def append() -> None:
             async with self._turn:
-                with suppress(FileError):
-                    self.journal.append(cell)
+                try:
+                    await self._recorder.append(cell)
+                except FileError as error:
+                    logger.warning("session %s: %s", self.session_id, error)
 
         if self._tasks is not None:
             self._tasks.start_soon(append)
@@ -563,7 +591,7 @@ class Session:
         try:
             async with self._turn:
                 life = await self._current_life()
-                cell, last = life.kernel.last_cell if life.kernel else None, self.journal.last()
+                cell, last = life.kernel.last_cell if life.kernel else None, await self._recorder.last()
                 if last.begun and (cell is None or cell.msg_id not in (last.begun, last.finished)):
                     self._lives.lose(NEVER_ARRIVED.format(title=one_line(last.source, TITLE_CHARACTERS)))
                 if cell is None:
@@ -579,6 +607,8 @@ class Session:
         except (KernelError, EngineError, SessionError) as error:
             logger.info("session %s: its last cell cannot be resumed: %s", self.session_id, error)
         finally:
+            if self._unread:  # not before: the result of the resumed cell may have been collected already
+                self._lives.lose(self._unread)
             self._resumed.set()
 
     async def _current_life(self) -> Life:
@@ -594,4 +624,4 @@ class Session:
     def check_open(self) -> None:
         """Raises SessionError if it has been ended."""
         if self._ending is not None:
-            raise self._ending
+            raise self._ending.again()

@@ -20,6 +20,9 @@ GiveUp = Callable[[str, str], None]
 """Takes the id of a session that is lost, and why, as a sentence."""
 
 
+UNREADABLE = "its record is of another version of kernel-server, or damaged."
+
+
 class Takeover:
     """Brings the hosts of earlier servers into the fleet.
 
@@ -41,7 +44,9 @@ class Takeover:
         try:
             async with self._one_at_a_time, anyio.create_task_group() as tasks:
                 for kept in self._hosts.kept():
-                    tasks.start_soon(self._take_over, kept)
+                    tasks.start_soon(self._try_to_take_over, kept)
+        except OSError as error:
+            logger.warning("what earlier servers have left cannot be seen: %s", error)
         finally:
             self.complete.set()
 
@@ -53,6 +58,14 @@ class Takeover:
     def close(self) -> None:
         """The server ends: what is on its way is left to the next one."""
         self._closed = True
+
+    async def _try_to_take_over(self, kept: KeptHost) -> None:
+        try:
+            await self._take_over(kept)
+        except Exception:  # what another version has left must not end this server
+            logger.exception("%s could not be taken over", kept.name)
+            for record in kept.sessions:
+                self._give_up(record.session_id, UNREADABLE)
 
     async def _take_over(self, kept: KeptHost) -> None:
         try:
@@ -69,17 +82,29 @@ class Takeover:
         host.own()
         self._fleet.enter(host)  # until all of its sessions have
         for record in kept.sessions:
-            if record.session_id in kernels:
-                self._fleet.enter(host)
-                self._go_on(host, record, kernels.pop(record.session_id))
-            else:
+            if record.session_id not in kernels:
                 self._give_up(record.session_id, "it is not in its container any more.")
+            elif self._resume(host, record, kernels[record.session_id]):
+                del kernels[record.session_id]
         try:
             await host.hold(sessions=bool(kept.sessions))
         except (KernelError, EngineError) as error:
             logger.info("%s will not wait for a later server: %s", kept.name, error)
         self._fleet.open(host)
         for session_id in kernels:  # spare ones, or not quite begun, or about to be cleared already
+            if self._hosts.whereabouts(session_id):  # there is a record of it
+                logger.warning("session %s cannot be resumed: its record cannot be read", session_id)
+                self._give_up(session_id, UNREADABLE)
             with suppress(KernelError, EngineError):
                 await host.clear(session_id)
         self._fleet.leave(host)
+
+    def _resume(self, host: KernelHost, record: SessionRecord, found: Death | int) -> bool:
+        """Whether the session goes on here."""
+        try:
+            self._go_on(host, record, found)
+        except Exception as error:  # whatever it is that another version wrote
+            logger.warning("session %s cannot be resumed from its record: %r", record.session_id, error)
+            return False
+        self._fleet.enter(host)
+        return True

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio.to_thread
 from mcp.server.mcpserver import Context
@@ -14,12 +15,12 @@ from kernel_server.errors import FileError, RequestError
 from kernel_server.files import paths
 from kernel_server.files.beneath import opened_folder
 from kernel_server.files.paths import MAX_PATH_BYTES, SHARED, ContainerPath, local_relative
-from kernel_server.files.transfer import Sending, free_bytes, open_to_send, receive, write_text
+from kernel_server.files.transfer import Sending, free_bytes, open_to_send, receive, write_pieces
 from kernel_server.sessions.session import Session
 from kernel_server.text import counted, human_size, one_line
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import find_host, in_use, services, text_result
-from kernel_server.transcripts.notebook import make_notebook
+from kernel_server.transcripts.notebook import notebook_pieces
 
 SessionId = Annotated[str, Field(description="The id that init returned. Empty: only /workspace/shared can be used.")]
 MAX_SKIPPED_SHOWN = 10
@@ -132,15 +133,24 @@ async def export_notebook(
     relative = local_relative(path, "local_path", "WORKDIR_OUT") + ("/" if path.endswith("/") else "")
     python = registry.python
 
-    def write() -> tuple[str, int]:
-        cells = list(journal.cells())
-        notebook = make_notebook(cells, session_id, python)
-        with opened_folder(services(ctx).output_folder, "WORKDIR_OUT") as folder:
-            return write_text(folder, relative, notebook, f"session-{session_id[:8]}.ipynb"), len(cells)
+    count = 0
 
-    at, count = await anyio.to_thread.run_sync(write)
+    def cells() -> Iterator[dict[str, Any]]:
+        nonlocal count
+        for record in journal.cells():
+            count += 1
+            yield record
+
+    def write() -> tuple[str, str]:
+        with opened_folder(services(ctx).output_folder, "WORKDIR_OUT") as folder:
+            pieces = notebook_pieces(cells(), session_id, python)
+            at = write_pieces(folder, relative, pieces, f"session-{session_id[:8]}.ipynb")
+        news = registry.journals.take_news()
+        return at, f"\n[{news}]" if news else ""
+
+    at, news = await anyio.to_thread.run_sync(write, limiter=registry.readers)
     return text_result(
-        f"Wrote a notebook of {counted(count, 'cell')} to {at!r} in WORKDIR_OUT ({services(ctx).output_folder})."
+        f"Wrote a notebook of {counted(count, 'cell')} to {at!r} in WORKDIR_OUT ({services(ctx).output_folder}).{news}"
     )
 
 

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from typing import Annotated
 
 import anyio
+import anyio.to_thread
 from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import BaseModel, Field
@@ -54,6 +55,7 @@ class SessionList(BaseModel):
     """What list_sessions found."""
 
     sessions: list[SessionInfo]
+    notes: list[str] = Field(description="what was removed since the last call")
 
 
 class FileInfo(BaseModel):
@@ -77,8 +79,12 @@ async def list_sessions(ctx: Context) -> Annotated[CallToolResult, SessionList]:
     Branches are listed below the session that they come from, each session with its checkpoints.
     """
     sessions = await services(ctx).registry.all()
+    news = await anyio.to_thread.run_sync(services(ctx).registry.journals.take_news)
+    notes = [news] if news else []
     if not sessions:
-        return text_result("There are no sessions.", SessionList(sessions=[]))
+        return text_result(
+            "\n".join(["There are no sessions.", *_remarks(notes)]), SessionList(sessions=[], notes=notes)
+        )
     infos: dict[str, SessionInfo] = {}
     limiter = anyio.CapacityLimiter(LOOKS_AT_A_TIME)
     async with anyio.create_task_group() as tasks:
@@ -91,7 +97,12 @@ async def list_sessions(ctx: Context) -> Annotated[CallToolResult, SessionList]:
             tasks.start_soon(look, session)
     tree = list(_tree([infos[session.session_id] for session in sessions]))
     lines = [f"{'  ' * depth}{_session_line(info)}" for depth, info in tree]
-    return text_result("\n".join(lines), SessionList(sessions=[info for _, info in tree]))
+    found = SessionList(sessions=[info for _, info in tree], notes=notes)
+    return text_result("\n".join([*lines, *_remarks(notes)]), found)
+
+
+def _remarks(notes: list[str]) -> list[str]:
+    return [f"[{note}]" for note in notes]
 
 
 def _tree(infos: list[SessionInfo]) -> Iterator[tuple[int, SessionInfo]]:

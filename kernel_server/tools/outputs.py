@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import anyio.to_thread
 from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
@@ -29,7 +30,7 @@ async def read_output(
     """
     text = await cell_text(services(ctx).registry, session_id, execution_count)
     if pattern:
-        text = _matching_lines(text, pattern)
+        text = await anyio.to_thread.run_sync(_matching_lines, text, pattern)
     limit = max(services(ctx).output_bytes * 2 // 3, SHORTEST_PAGE)  # characters may take more than a byte
     return text_result(_page(text, offset, limit))
 

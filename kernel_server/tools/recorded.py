@@ -20,12 +20,12 @@ async def cell_text(registry: Registry, session_id: str, execution_count: int) -
         SessionError: as `Registry.find_journal`.
     """
     journal = await registry.find_journal(session_id)
-    record = await anyio.to_thread.run_sync(_find, journal, execution_count)
+    record = await anyio.to_thread.run_sync(_find, journal, execution_count, limiter=registry.readers)
     if record is None and not execution_count:
         raise RequestError(f"Nothing has run in session {session_id} so far.")
     if record is None:
         raise RequestError(f"No cell {execution_count} has run in session {session_id}; 0 is the last one.")
-    return await anyio.to_thread.run_sync(recorded_text, record["outputs"])
+    return await anyio.to_thread.run_sync(recorded_text, record["outputs"], limiter=registry.readers)
 
 
 def _find(journal: Journal, execution_count: int) -> dict[str, Any] | None:

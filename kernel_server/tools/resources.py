@@ -46,21 +46,15 @@ async def notebook(session_id: str, ctx: Context) -> str:
         python = registry.python
 
         def make() -> str:
-            with suppress(FileNotFoundError):
-                _check_notebook_size(journal.path.stat().st_size)
-            text = make_notebook(journal.cells(), session_id, python)
-            _check_notebook_size(len(text.encode()))
-            return text
+            return make_notebook(journal.cells(), session_id, python, MAX_BYTES)
 
-        return await anyio.to_thread.run_sync(make)
-
-
-def _check_notebook_size(size: int) -> None:
-    if size > MAX_BYTES:
-        raise FileError(
-            f"The notebook has {human_size(size)}; a resource may have {human_size(MAX_BYTES)}. "
-            "export_notebook writes it to WORKDIR_OUT."
-        )
+        try:
+            return await anyio.to_thread.run_sync(make, limiter=registry.readers)
+        except OverflowError:
+            raise FileError(
+                f"The notebook has more than {human_size(MAX_BYTES)}, which is what a resource may have. "
+                "export_notebook writes it to WORKDIR_OUT."
+            ) from None
 
 
 async def output(session_id: str, execution_count: str, ctx: Context) -> str:
@@ -75,7 +69,7 @@ async def output(session_id: str, execution_count: str, ctx: Context) -> str:
     async with _used(registry, session_id):
         text = await cell_text(registry, session_id, number)
     rest = f"read_output(session_id={session_id!r}, execution_count={number}) pages through it"
-    return cut_middle(text, MAX_OUTPUT_BYTES, rest)
+    return await anyio.to_thread.run_sync(cut_middle, text, MAX_OUTPUT_BYTES, rest)
 
 
 async def file(session_id: str, path: str, ctx: Context) -> str | bytes:

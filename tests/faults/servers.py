@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 from mcp.types import CallToolResult
 
-from kernel_server.transcripts.journal import JournalFolder
+from kernel_server.transcripts.folder import JournalFolder
 from tests.clients.wire import ROOT, WireServer, containers_of, wire_server
 from tests.driving import Reply, docker_client, eventually
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from kernel_server.transcripts.journal import JournalFolder
+from kernel_server.transcripts.folder import JournalFolder
 from tests.faults.servers import Servers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]

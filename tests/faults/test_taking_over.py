@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from kernel_server.transcripts.journal import JournalFolder
+from kernel_server.transcripts.folder import JournalFolder
 from tests.clients.wire import containers_of
 from tests.driving import docker_client, eventually
 from tests.faults.servers import Servers

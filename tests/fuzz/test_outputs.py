@@ -15,7 +15,7 @@ from kernel_server.kernels.outputs import Outputs
 from kernel_server.sessions.results import CellResult, Status
 from kernel_server.tools.pictures import MAX_IMAGES_BASE64
 from kernel_server.tools.render import recorded_text, render
-from kernel_server.transcripts.journal import notebook_output
+from kernel_server.transcripts.records import notebook_output
 from tests.fuzz.hostile import TRACEBACK_LINES, changes, messages, record
 
 Messages = list[tuple[str, Any]]

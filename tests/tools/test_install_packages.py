@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from kernel_server.packages import download
 from kernel_server.packages.environment import read_environment
 from kernel_server.packages.programs import Bounds
+from kernel_server.sessions.installs import AT_A_TIME
 from tests.driving import Handle, Kit, Reply, eventually, serving, stopwatch
 
 pytestmark = pytest.mark.anyio
@@ -403,6 +405,41 @@ async def test_what_takes_long_is_waited_for_by_the_same_call(tmp_path: Path, sh
 
         await eventually(again)
         assert replies[-1].text == "installed base==1.0"
+
+
+# uv reads the RECORD of what it replaces; nobody ever writes to this one.
+STALLS = """
+import os, site
+info = f"{site.USER_SITE}/base-0.5.dist-info"
+os.makedirs(info)
+open(f"{info}/METADATA", "w").write("Metadata-Version: 2.1\\nName: base\\nVersion: 0.5\\n")
+os.mkfifo(f"{info}/RECORD")
+"""
+
+
+async def test_sessions_that_stall_what_unpacks_keep_no_other_from_installing(tmp_path: Path, shelf: Shelf) -> None:
+    """Ours: two of them held both places for as long as uv may take in a session, five minutes at a time."""
+    shelf.wheel("base", "1.0")
+    async with serving(tmp_path, "local", PY_EXEC_WAIT="0.2", PY_EXEC_PRELOAD="none") as kit:
+        stalling, other = [await kit.init() for _ in range(AT_A_TIME + 1)], await kit.init()
+
+        async def unpacks(session: Handle) -> bool:
+            return "unpacking in the session" in (await install(session, "base>=1")).text
+
+        async def is_installed() -> bool:
+            return (await install(other, "base")).text == "installed base==1.0"
+
+        for session in stalling:
+            await session.run(STALLS)
+            await eventually(partial(unpacks, session))
+        await eventually(is_installed, QUICK_SECONDS)
+        assert all([await unpacks(session) for session in stalling]), "the control: they still hold theirs up"
+        again = await install(stalling[0], "six")
+        assert "base>=1 is being installed in this session" in again.text, "one place for each session"
+        wheels = [path.name for path in (kit.state / "packages").rglob("*.whl")]
+        assert wheels == [], "what is in the session takes no room here"
+        for session in stalling:
+            await session.call("close_session")
 
 
 async def test_more_than_fits_is_not_fetched(local_kit: Kit, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,10 @@ async def test_listing_no_sessions_starts_no_container(tmp_path: Path, monkeypat
     async with serving(tmp_path, "docker") as kit:
         listed = await kit.call("list_sessions")
         assert not listed.is_error
-        assert (listed.text, listed.raw.structured_content) == ("There are no sessions.", {"sessions": []})
+        assert (listed.text, listed.raw.structured_content) == (
+            "There are no sessions.",
+            {"sessions": [], "notes": []},
+        )
         assert "no Docker engine at" in (await kit.call("init")).text
 
 
@@ -124,5 +127,5 @@ async def test_sessions_that_are_gone_are_not_listed(kit: Kit) -> None:
         await kit.call("run_code", code="1")
     listed = await kit.call("list_sessions")
     assert session.session_id not in listed.text
-    assert listed.raw.structured_content == {"sessions": []}
+    assert listed.raw.structured_content == {"sessions": [], "notes": []}
     assert listed.text == "There are no sessions."

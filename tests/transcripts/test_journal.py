@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -12,14 +11,9 @@ import pytest
 
 from kernel_server.errors import FileError
 from kernel_server.kernels.outputs import Display, Error, Outputs, Stream
-from kernel_server.transcripts.journal import (
-    MAX_FIRST_LINE,
-    Journal,
-    JournaledCell,
-    JournalFolder,
-    JournalInfo,
-    LastLines,
-)
+from kernel_server.transcripts.folder import MAX_FIRST_LINE, JournalFolder, JournalInfo
+from kernel_server.transcripts.journal import Journal
+from kernel_server.transcripts.records import JournaledCell, LastLines
 
 BEGUN = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 SESSION_ID = "0123456789abcdef" * 2
@@ -156,10 +150,13 @@ def test_full_disk_leaves_earlier_cells_good_and_later_ones_possible(small_disk:
 
 
 def test_lone_surrogates_survive(tmp_path: Path) -> None:
-    """Ours: Python prints them; the journal keeps what was there, as an escape."""
+    """Ours: Python prints them; the journal keeps what was there, a pair that makes a character as the pair it was."""
     journal = Journal(tmp_path / "j.jsonl")
-    journal.append(cell("print('\ud800')", outputs=Outputs([Stream("stdout", "\ud800\n")])))
-    assert json.loads(journal.path.read_text("ascii"))["outputs"][0]["text"] == "\ud800\n"
+    texts = ["\ud800\n", "\ud83d\ude00", "😀", "\udfff" * 100_000]
+    journal.append(cell("print('\ud800')", outputs=Outputs([Stream("stdout", text) for text in texts])))
+    (record,) = journal.cells()
+    assert record["source"] == "print('\ud800')"
+    assert [output["text"] for output in record["outputs"]] == texts
 
 
 def test_journal_is_found_by_a_session_id_and_by_nothing_else(tmp_path: Path) -> None:
@@ -182,7 +179,7 @@ def test_old_journals_are_swept(tmp_path: Path) -> None:
     past = old.path.stat().st_mtime - 60 - 1
     os.utime(old.path, (past, past))
     folder.sweep(60)
-    assert os.listdir(tmp_path) == [young.path.name]
+    assert sorted(os.listdir(tmp_path)) == sorted([young.path.name, "lock", "removed"])
 
 
 def test_journal_of_a_session_that_ran_nothing_is_empty(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import math
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from kernel_server.kernels.outputs import Display, Error, Output, Outputs, Stream
 from kernel_server.transcripts.journal import Journal
-from kernel_server.transcripts.notebook import make_notebook
+from kernel_server.transcripts.notebook import MAX_LINES, make_notebook, notebook_pieces
 from tests.transcripts.test_journal import SESSION_ID, cell
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(10)).decode()
@@ -150,3 +152,74 @@ def test_source_with_surrogates_is_valid_utf8(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j.jsonl")
     journal.append(cell("print('\ud800')"))
     assert read(make_notebook(journal.cells(), SESSION_ID, "")).cells[0].source == "print('\ufffd')"
+
+
+def many(count: int, size: int) -> Iterator[dict[str, Any]]:
+    """Records of cells with so many bytes of output each."""
+    for number in range(count):
+        output = {"output_type": "stream", "name": "stdout", "text": f"{number}" + "x" * size}
+        yield {**RECORD, "source": "large", "outputs": [output]}
+
+
+RECORD = {
+    "source": "1",
+    "execution_count": 1,
+    "status": "ok",
+    "generation": 1,
+    "begun": "",
+    "ended": "",
+    "notes": [],
+    "outputs": [],
+}
+
+
+def test_text_is_that_of_nbformat(tmp_path: Path) -> None:
+    """Ours: written in pieces, it is what Jupyter itself would write, so that saving it there changes nothing."""
+    outputs = (
+        Stream("stdout", "one\ntwo\r\n\u2028three"),
+        Stream("stderr", "ü" * 200_000 + "\n"),
+        Display(
+            {"image/png": PNG, "text/plain": "a\nb", "image/svg+xml": "<a>\n", "application/json": {"b": [], "a": 1}},
+            {},
+        ),
+        Display({"text/plain": "42"}, {"x": {}, "list": [1, "a", [True, None]]}, 1),
+        Error("ValueError", "why", ["a\nb", "c"]),
+    )
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.append(cell("a = 1\nb", outputs=Outputs(list(outputs)), notes=["note"]))
+    journal.append(cell("*remark*\nof two lines", remark=True))
+    journal.append(cell("", generation=2))
+    empty: list[dict[str, Any]] = []
+    for records in (empty, journal.cells()):
+        text = make_notebook(records, SESSION_ID, "3.13.5")
+        assert text == nbformat.writes(nbformat.reads(text, as_version=nbformat.NO_CONVERT))
+
+
+def test_notebook_takes_the_memory_of_one_cell(tmp_path: Path) -> None:
+    """Ours: export_notebook of 12 large cells took 1.2 GB. The control is the notebook as one text."""
+    count, size = 12, 2_000_000
+
+    def peak(make: Any) -> int:
+        tracemalloc.start()
+        try:
+            make()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    make_notebook([], SESSION_ID, "")  # what is imported does not count
+    assert peak(lambda: sum(map(len, notebook_pieces(many(count, size), SESSION_ID, "")))) < 5 * size
+    assert peak(lambda: make_notebook(many(count, size), SESSION_ID, "")) > count * size
+    with pytest.raises(OverflowError):
+        make_notebook(many(count, size), SESSION_ID, "", limit=3 * size)
+
+
+def test_text_of_very_many_lines_stays_one_text(tmp_path: Path) -> None:
+    """Ours: as a list of lines, a megabyte of line ends would take 50 MB of memory."""
+    notebook = make_notebook(
+        [{**RECORD, "outputs": [{"output_type": "stream", "name": "stdout", "text": "\r" * (MAX_LINES + 1)}]}],
+        SESSION_ID,
+        "",
+    )
+    assert json.loads(notebook)["cells"][0]["outputs"][0]["text"] == "\r" * (MAX_LINES + 1)
+    assert read(notebook).cells[0].outputs[0].text == "\r" * (MAX_LINES + 1)
