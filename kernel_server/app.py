@@ -115,6 +115,7 @@ def host_settings(settings: Settings) -> HostSettings:
         network=settings.network,
         instance=settings.instance,
         keep_seconds=settings.session_ttl if settings.on_exit == "keep" else 0.0,
+        fetch_image=settings.fetches_image,
     )
 
 

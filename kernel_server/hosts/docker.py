@@ -293,6 +293,7 @@ def _ensure_image(engine: Engine, settings: HostSettings, report: Report) -> str
         image=settings.image,
         ca_bundle=settings.ca_file,
         build_network=settings.build_network,
+        fetch=settings.fetch_image,
     )
     return ensure_kernel_image(engine, request, report)
 

@@ -51,6 +51,7 @@ def _run(command: list[str], environment: dict[str, str], report: Callable[[str]
     process = subprocess.Popen(
         command,
         env=environment,
+        cwd="/",  # not the user's folder, where sessions may put files
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

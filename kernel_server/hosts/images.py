@@ -45,6 +45,11 @@ LOCK_TIMEOUT = 2400.0
 # Pause between two tries for that lock, in seconds.
 LOCK_POLL_INTERVAL = 0.1
 
+NOT_FETCHED = (
+    "The image {image!r} is not on this machine, and is named by a .env that nobody has approved, for which nothing is "
+    "fetched. If you trust that file: `docker pull {image}`, or `kernel-server trust` in the folder of the file."
+)
+
 # Exit codes of container/install.sh.
 NO_PYTHON = 95
 NO_PIP = 96
@@ -61,6 +66,7 @@ class ImageRequest:
         ca_bundle: a PEM file of authorities that the build, and pip in the image, trust.
         build_network: network of the build steps. "" tries the engine's default, then "host" when the package index
             cannot be reached from there.
+        fetch: pull the image where it is missing.
         data_stack: install numpy, pandas and so on; None: only on the default image, others bring their own packages.
     """
 
@@ -68,6 +74,7 @@ class ImageRequest:
     image: str = DEFAULT_IMAGE
     ca_bundle: Path | None = None
     build_network: str = ""
+    fetch: bool = True
     data_stack: bool | None = None
 
     @property
@@ -179,6 +186,8 @@ def _find_base(engine: Engine, request: ImageRequest, report: Callable[[str], No
     """The reference of a local base image; pulls it, or makes the fallback, when there is none."""
     if engine.image(request.image) is not None:
         return request.image
+    if not request.fetch:
+        raise ImageUnavailable(NOT_FETCHED.format(image=request.image))
     report(f"Pulling {request.image}…")
     pull = engine.pull(request.image, first_answer_timeout=PULL_FIRST_ANSWER_TIMEOUT, timeout=PULL_TIMEOUT)
     if pull:

@@ -60,7 +60,8 @@ async def serve_proxy(path: Path, hosts: Sequence[str]) -> AsyncIterator[None]:
     await anyio.Path(path).unlink(missing_ok=True)  # of a server that was killed
     process = await anyio.open_process(
         [sys.executable, "-m", __name__, str(path)],
-        env={**os.environ, HOSTS_VARIABLE: ",".join(hosts), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, HOSTS_VARIABLE: ",".join(hosts), **_search_path()},
+        cwd="/",
         stdin=subprocess.PIPE,  # its end is the end of the proxy
         stdout=subprocess.DEVNULL,
         stderr=None,
@@ -81,6 +82,14 @@ async def serve_proxy(path: Path, hosts: Sequence[str]) -> AsyncIterator[None]:
             if process.returncode is None:
                 process.kill()
             await process.aclose()
+
+
+def _search_path() -> dict[str, str]:
+    """Where the process finds modules: where this one does. Never in the current folder, where sessions may put files."""
+    return {
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry),
+        "PYTHONSAFEPATH": "1",
+    }
 
 
 def main(path: str) -> None:

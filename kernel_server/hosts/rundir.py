@@ -88,7 +88,7 @@ def parent_folder() -> Path:
 
 def _candidates() -> list[Path]:
     named = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")  # noqa: S108 - what is made in it is 0700
-    return [Path(name) for name in named if name]
+    return [Path(name) for name in named if name and os.path.isabs(name)]
 
 
 def parent_folders() -> set[Path]:
