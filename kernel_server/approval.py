@@ -16,7 +16,7 @@ from kernel_server.text import one_line
 # Settings that decide what sessions can reach, or whom the server trusts.
 ONLY_APPROVED = (
     *("PY_EXEC_ENGINE", "PY_EXEC_NETWORK", "PY_EXEC_RUNTIME", "PY_EXEC_CA_BUNDLE", "PY_EXEC_BUILD_NETWORK"),
-    "PY_EXEC_STATE_DIR",
+    *("PY_EXEC_STATE_DIR", "PY_EXEC_OUT_FILES"),
 )
 LIMITS = ("PY_EXEC_MEMORY", "PY_EXEC_SESSION_MEMORY", "PY_EXEC_WORKSPACE_SIZE")  # 0 is none
 

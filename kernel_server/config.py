@@ -95,6 +95,13 @@ class Settings(BaseSettings):
     workdir_out: Folder | None = _setting(
         "WORKDIR_OUT", None, "The only folder of the host that `cp_out` and `export_notebook` write to.", "a folder"
     )
+    out_files: Literal["plain", "any"] = _setting(
+        "PY_EXEC_OUT_FILES",
+        "plain",
+        "What `cp_out` and `export_notebook` may write: `plain`: no name that begins with a dot, nothing below such a folder, and "
+        "nothing executable; `any`: these, too, so that sessions can write `.git/hooks`, say.",
+        "plain or any",
+    )
     image: str = _setting(
         "DOCKER_IMAGE",
         DEFAULT_IMAGE,
@@ -289,7 +296,7 @@ class Settings(BaseSettings):
             mode="json",
             exclude={
                 *("packages", "session_ttl", "notebook_ttl", "pool", "timeout", "wait", "output_bytes", "log_level"),
-                *("checkpoints", "auto_checkpoints"),
+                *("checkpoints", "auto_checkpoints", "out_files"),
             },
         )
         folders = [str(self.input_folder), str(self.output_folder), str(self.state_dir.absolute()), str(self.ca_file)]
