@@ -32,7 +32,7 @@ class Secret:
 
     def has_made(self, mark: str, *parts: str) -> bool:
         """Whether a mark is the one of `parts`."""
-        return hmac.compare_digest(mark.encode(errors="replace"), self.mark(*parts).encode())
+        return hmac.compare_digest(str(mark).encode(errors="replace"), self.mark(*parts).encode())
 
 
 def user_secret(state_dir: Path) -> Secret:

@@ -105,6 +105,8 @@ def _run_folder() -> Check:
         return Check("FAIL", "run folder", str(error), "Set TMPDIR to a short path, such as /tmp.")
     wished = os.environ.get("XDG_RUNTIME_DIR")
     if wished and Path(wished) != parent:
-        finding = f"sockets go to {parent}, since XDG_RUNTIME_DIR={wished} is too long or not yours to write"
+        finding = (
+            f"sockets go to {parent}, since XDG_RUNTIME_DIR={wished} is too long, not yours to write, or open to others"
+        )
         return Check("ok", "run folder", finding)
     return Check("ok", "run folder", f"sockets go to {parent}")

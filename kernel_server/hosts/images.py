@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from kernel_server.errors import EngineError, ImageUnavailable
 from kernel_server.hosts import fallback
 from kernel_server.hosts.engine import BuildFailed, BuildRequest, ImageInfo
 from kernel_server.hosts.fallback import SCRIPT_PREFIX
+from kernel_server.private import open_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -213,7 +215,7 @@ def _make_fallback(engine: Engine, request: ImageRequest, reason: str, report: C
             "a base image from Debian packages; or set DOCKER_IMAGE to an image that is here and has Python >= 3.10."
         )
     report(f"{DEFAULT_IMAGE} cannot be pulled ({reason}); making a Debian base image instead (once, about a minute)…")
-    output = fallback.make(script, FALLBACK_IMAGE, request.ca_bundle, report)
+    output = fallback.make(script, FALLBACK_IMAGE, engine.address, request.ca_bundle, report)
     if engine.image(FALLBACK_IMAGE) is None:
         tail = "".join(f"\n  {line}" for line in output)
         raise ImageUnavailable(
@@ -287,7 +289,8 @@ def _lock(folder: Path, report: Callable[[str], None]) -> Generator[None]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     deadline = time.monotonic() + LOCK_TIMEOUT
     waited = False
-    with (folder / "image.lock").open("w") as file:
+    path = folder / "image.lock"
+    with open(open_private(path, None, os.O_RDWR | os.O_CREAT), "r+") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -296,7 +299,7 @@ def _lock(folder: Path, report: Callable[[str], None]) -> Generator[None]:
                 if time.monotonic() > deadline:
                     raise EngineError(
                         f"Another kernel-server has been building the image for {LOCK_TIMEOUT:g} s "
-                        f"(it holds {file.name}). End it, or try again later."
+                        f"(it holds {path}). End it, or try again later."
                     ) from None
             if not waited:
                 report("Waiting for another kernel-server on this machine that is building the image…")
