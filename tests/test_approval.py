@@ -277,7 +277,7 @@ def test_doctor_says_it(project: Path) -> None:
 
 
 PLANTED = "import os; open(os.environ['SEEN'], 'a').write(__name__)\n"
-SHADOWED = ("json", "argparse", "anyio", "pydantic", "dotenv", "proxy", "ipaddress", "docker")
+SHADOWED = ("json", "argparse", "anyio", "pydantic", "dotenv", "h11", "ipaddress", "docker")
 
 
 @pytest.mark.parametrize("way", ["-m kernel_server", "server.py", "mcp run"])
