@@ -95,6 +95,9 @@ def _state(folder: Path) -> Check:
         return Check(
             "FAIL", "state folder", f"{folder} cannot be {'written to' if existing == folder else 'made'}", mend
         )
+    if existing == folder and folder.stat().st_uid not in (0, os.geteuid()):
+        mend = "Set PY_EXEC_STATE_DIR to a folder of your own: who owns it can change what is kept there."
+        return Check("warn", "state folder", f"{folder} belongs to another user", mend)
     return check_disk("state folder", existing, STATE_BYTES, ENOUGH_STATE_BYTES)
 
 

@@ -27,11 +27,10 @@ from kernel_server.streams import IteratorReader
 from kernel_server.text import has_controls
 
 CHUNK_BYTES = 1 << 20
-MARK, MARK_BYTES = "mark", 64  # the file that says who has made a temporary folder
 BROKEN = "The copy broke off on its way out of the container. Nothing was written; try again."
 MAX_ENTRIES = 100_000  # files and folders; container/kernel_host/files.py refuses more before they are sent
 MAX_DEPTH = 250  # parts of a name; kernel_host sends no folder that is deeper than 200
-TEMPORARY = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}[0-9a-f]{{16}}")
+TEMPORARY = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}([0-9a-f]{{8}})[0-9a-f]{{8}}")
 PLAIN = Rules()
 SETTLED_SECONDS = 10.0  # a younger folder may be one that its server has not locked yet
 
@@ -195,16 +194,14 @@ def _remove(folder: int, name: str) -> None:
 
 @contextmanager
 def _staging(folder: int, rules: Rules) -> Iterator[int]:
-    """A temporary folder in WORKDIR_OUT, locked, and marked as ours."""
-    temporary = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    """A temporary folder in WORKDIR_OUT, locked, and called so that it can be told from one of the user."""
+    temporary = _temporary_name(secrets.token_hex(4), rules)
     os.mkdir(temporary, 0o700, dir_fd=folder)
     try:
         staging = open_beneath(folder, temporary, os.O_DIRECTORY | os.O_RDONLY | os.O_NOFOLLOW)
         try:
             with suppress(OSError):  # not every file system has locks
                 fcntl.flock(staging, fcntl.LOCK_EX)
-            with open(open_beneath(staging, MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as mark:
-                mark.write(rules.secret.mark("copy", temporary).encode())
             yield staging
         finally:
             os.close(staging)
@@ -212,28 +209,28 @@ def _staging(folder: int, rules: Rules) -> Iterator[int]:
         _remove(folder, temporary)
 
 
+def _temporary_name(chosen: str, rules: Rules) -> str:
+    """A name of 16 hex digits after the prefix: those chosen, and as many that only this user's servers know to them."""
+    return f"{TEMPORARY_PREFIX}{chosen}{rules.secret.mark('copy', chosen)[:8]}"
+
+
 def _remove_unfinished(folder: int, rules: Rules) -> None:
-    """Removes what copies have left whose server was killed: they are ours, and not locked any more."""
+    """Removes what copies have left whose server was killed: they are ours by their name, and not locked any more."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if TEMPORARY.fullmatch(entry.name)]
+        names = [
+            entry.name
+            for entry in entries
+            if (found := TEMPORARY.fullmatch(entry.name)) and entry.name == _temporary_name(found[1], rules)
+        ]
     for name in names:
         with suppress(OSError):
             left = open_beneath(folder, name, os.O_DIRECTORY | os.O_RDONLY | os.O_NOFOLLOW)
             try:
                 if time.time() - os.fstat(left).st_mtime > SETTLED_SECONDS:
                     fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if rules.secret.has_made(_mark_of(left), "copy", name):
-                        _remove(folder, name)
+                    _remove(folder, name)
             finally:
                 os.close(left)
-
-
-def _mark_of(folder: int) -> str:
-    mark = open_beneath(folder, MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        return os.read(mark, MARK_BYTES).decode(errors="replace")
-    finally:
-        os.close(mark)
 
 
 @dataclass

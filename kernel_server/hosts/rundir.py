@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -22,6 +23,7 @@ from typing import Any
 
 from kernel_server.locks import claimed
 from kernel_server.private import (
+    UNFINISHED,
     open_private,
     open_private_folder,
     others_can_replace,
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "ks-"
 HOST_RECORD = "host"
 LOCK = "lock"
+_OURS = re.compile(rf"{LOCK}|{HOST_RECORD}|k|workspace|session-[0-9a-z]+|{re.escape(UNFINISHED)}[0-9a-f]+")
 LONGEST_NAME = "/k/999/s-5"
 MAX_SOCKET_PATH = 107
 SETTLED_SECONDS = 10.0  # a younger folder may be one whose server has not locked it yet
@@ -75,6 +78,10 @@ class RunFolder:
         os.close(open_private(LOCK, self._folder, os.O_RDWR | os.O_CREAT))
         with claimed(LOCK, self._folder):
             yield
+
+    def is_all_ours(self) -> bool:
+        """Whether there is nothing in it that no server puts there: a user's folder may have such a name, too."""
+        return all(_OURS.fullmatch(name) for name in os.listdir(self._folder))
 
     def make_socket_folder(self) -> None:
         """Makes the inner folder."""
@@ -245,6 +252,8 @@ def abandoned(parent: Path) -> Iterator[Path]:
         with suppress(OSError), ExitStack() as stack:
             folder = _opened(outer, stack)
             if time.time() - outer.stat().st_mtime <= SETTLED_SECONDS or _is_kept(outer):
+                continue
+            if not folder.is_all_ours():
                 continue
             # Who was killed while it made the folder, or removed it, has left no lock: it is made.
             stack.enter_context(folder.lock())

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from kernel_server.files.rules import TEMPORARY_PREFIX, Rules
-from kernel_server.files.transfer import MARK, write_text
+from kernel_server.files.transfer import write_text
 from kernel_server.hosts.control import connect_control
 from kernel_server.hosts.engine import Engine
 from kernel_server.hosts.orphans import RUN_DIR_LABEL, remove_stopped
@@ -60,6 +60,17 @@ def test_run_folder_of_a_killed_server_goes_with_the_next_one(parent: Path, file
         assert not left.exists()
 
 
+@pytest.mark.parametrize("name", ["report.csv", "locks", "host.txt", "session-", "K"])
+def test_folder_of_the_user_with_such_a_name_is_left_alone(parent: Path, name: str) -> None:
+    """Ours: nothing goes for its name. The control is the one beside it, which has what servers put there."""
+    users = make_folder(parent, "reports0", "lock", name)
+    left = make_folder(parent, "aaaaaaaa", "lock", "session-0a", ".new-0a")
+    assert list(abandoned(parent)) == [left]
+    with run_folder():
+        assert users.exists()
+        assert not left.exists()
+
+
 def test_run_folder_that_is_being_made_is_left_alone(parent: Path) -> None:
     """Ours: its server has not locked it yet. The other way round, the one above goes."""
     young = make_folder(parent, "aaaaaaaa")
@@ -94,17 +105,15 @@ def make_container(client: Any, outer: Path, stack: ExitStack) -> str:
 def test_unfinished_copy_of_a_killed_server_goes_with_the_next_copy(tmp_path: Path, spoil: str) -> None:
     """Ours: WORKDIR_OUT belongs to the user. A copy that another server is making stays, and so does what only looks like one."""
     rules = Rules(secret=Secret(b"of this user"))
-    left, other = (tmp_path / f"{TEMPORARY_PREFIX}{digit * 16}" for digit in "ab")
+    left, other = (tmp_path / f"{TEMPORARY_PREFIX}{n * 8}{rules.secret.mark('copy', n * 8)[:8]}" for n in "ab")
     for path in (left, other):
         path.mkdir()
         (path / "item").write_text("half")
-        (path / MARK).write_text(rules.secret.mark("copy", path.name))
         os.utime(path, (0, 0))
     if spoil == "name":
         left = left.rename(tmp_path / f"{TEMPORARY_PREFIX}mine")
     elif spoil == "mark":
-        (left / MARK).write_text(rules.secret.mark("copy", other.name))
-        os.utime(left, (0, 0))
+        left = left.rename(tmp_path / f"{TEMPORARY_PREFIX}{'c' * 8}{left.name[-8:]}")
     elif spoil == "secret":
         rules = Rules(secret=Secret(b"of another one"))
     elif spoil == "link":
