@@ -15,9 +15,11 @@ from mcp.server import MCPServer
 
 from kernel_server import __version__
 from kernel_server.config import Settings
+from kernel_server.files.rules import Rules
 from kernel_server.hosts.base import HostSettings, KernelHosts
 from kernel_server.packages.requirements import Allowed
 from kernel_server.presence import announced, servers
+from kernel_server.secret import user_secret
 from kernel_server.sessions.installs import open_installer
 from kernel_server.sessions.registry import Limits, open_registry
 from kernel_server.tasks import running
@@ -94,6 +96,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 timeout=settings.timeout,
                 wait=settings.wait,
                 output_bytes=settings.output_bytes,
+                rules=Rules(settings.out_files == "any", user_secret(settings.state_dir)),
             )
 
 
@@ -117,6 +120,7 @@ def host_settings(settings: Settings) -> HostSettings:
         network=settings.network,
         instance=settings.instance,
         keep_seconds=settings.session_ttl if settings.on_exit == "keep" else 0.0,
+        fetch_image=settings.fetches_image,
     )
 
 

@@ -1,6 +1,9 @@
 """Settings: command line, then environment, then `.env` in the current folder, then defaults.
 
 The only module that reads the environment. The README table and `.env.example` are compared with `Settings` by a test.
+
+A `.env` that the user has not approved may have come with a clone, or out of a session: it can narrow what sessions may
+do, and never widen it.
 """
 
 from __future__ import annotations
@@ -10,13 +13,16 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from kernel_server.approval import Origin, narrows
+from kernel_server.envfile import REFERENCE, EnvFile, find_file, named_file
 from kernel_server.errors import ConfigurationError
 from kernel_server.hosts.images import DEFAULT_IMAGE
 from kernel_server.packages.requirements import check_names
@@ -75,8 +81,6 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         frozen=True,
-        env_file=".env",
-        env_file_encoding="utf-8",
         extra="ignore",
         env_ignore_empty=True,
         allow_inf_nan=False,
@@ -90,6 +94,13 @@ class Settings(BaseSettings):
     )
     workdir_out: Folder | None = _setting(
         "WORKDIR_OUT", None, "The only folder of the host that `cp_out` and `export_notebook` write to.", "a folder"
+    )
+    out_files: Literal["plain", "any"] = _setting(
+        "PY_EXEC_OUT_FILES",
+        "plain",
+        "What `cp_out` and `export_notebook` may write: `plain`: no name that begins with a dot, nothing below such a folder, and "
+        "nothing executable; `any`: these, too, so that sessions can write `.git/hooks`, say.",
+        "plain or any",
     )
     image: str = _setting(
         "DOCKER_IMAGE",
@@ -260,6 +271,14 @@ class Settings(BaseSettings):
         "PY_EXEC_LOG_LEVEL", "INFO", "What is logged on stderr.", "DEBUG, INFO, WARNING or ERROR"
     )
 
+    # An image that only a `.env` names which nobody has approved is never fetched.
+    _fetches_image: bool = PrivateAttr(default=True)
+
+    @property
+    def fetches_image(self) -> bool:
+        """Whether the image is pulled where it is missing."""
+        return self._fetches_image
+
     @property
     def input_folder(self) -> Path:
         """Where cp_in reads."""
@@ -277,7 +296,7 @@ class Settings(BaseSettings):
             mode="json",
             exclude={
                 *("packages", "session_ttl", "notebook_ttl", "pool", "timeout", "wait", "output_bytes", "log_level"),
-                *("checkpoints", "auto_checkpoints"),
+                *("checkpoints", "auto_checkpoints", "out_files"),
             },
         )
         folders = [str(self.input_folder), str(self.output_folder), str(self.state_dir.absolute()), str(self.ca_file)]
@@ -318,19 +337,87 @@ def given_in_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in (*names, *ENGINE_VARIABLES, *CA_VARIABLES) if os.environ.get(name)}
 
 
+@dataclass(frozen=True)
+class Configuration:
+    """Settings, and where they come from."""
+
+    settings: Settings
+    origin: Origin
+
+
 def load_settings(arguments: Mapping[str, str] | None = None) -> Settings:
-    """Reads all settings; `arguments` (by setting name) come from the command line and win.
+    """As `load_configuration`, without where they come from."""
+    return load_configuration(arguments).settings
+
+
+def load_configuration(arguments: Mapping[str, str] | None = None, env_file: str = "") -> Configuration:
+    """Reads all settings.
+
+    Args:
+        arguments: by setting name; they come from the command line and win.
+        env_file: the name of the file to read in place of `.env`, which the user thereby approves.
 
     Raises:
         ConfigurationError: names every bad value, each with its accepted form.
     """
-    given: dict[str, Any] = dict(arguments or {})
+    given = dict(arguments or {})
+    file = find_env_file(env_file)
+    if file is None or file.refused:
+        return Configuration(_make(given), Origin(file))
+    trusted = file.is_trusted(_state_dir(given))
+    said = _from_file(file, given, references=trusted)
+    if trusted:
+        return Configuration(_make({**said, **given}), Origin(file, said))
+    return _restricted(file, said, given)
+
+
+def find_env_file(env_file: str = "") -> EnvFile | None:
+    """The file that settings are read from.
+
+    Raises:
+        ConfigurationError: the one that is named cannot be read.
+    """
+    return named_file(env_file) if env_file else find_file(Path.cwd())
+
+
+def _from_file(file: EnvFile, given: Mapping[str, str], *, references: bool) -> dict[str, str]:
+    """What a file says of settings that nothing else says."""
+    names = {name for name, _, _ in describe_settings()} - given.keys()
+    names -= {name.upper() for name, value in os.environ.items() if value}  # pydantic takes names in any case
+    return {name: value for name, value in file.values(references=references).items() if name in names}
+
+
+def _restricted(file: EnvFile, said: dict[str, str], given: dict[str, str]) -> Configuration:
+    """Takes from a file that nobody has approved what makes nothing wider than it is without it."""
+    plain = {name: value for name, value in said.items() if REFERENCE not in value}
+    with_file, without = _make({**plain, **given}), _make(given)
+    taken = {name: value for name, value in plain.items() if _narrows(name, with_file, without)}
+    settings = _make({**taken, **given})
+    settings._fetches_image = settings.image == without.image  # noqa: SLF001 - nothing else is to set it
+    return Configuration(
+        settings, Origin(file, taken, {name: value for name, value in said.items() if name not in taken})
+    )
+
+
+def _narrows(name: str, with_file: Settings, without: Settings) -> bool:
+    attribute = next(key for key, found in Settings.model_fields.items() if found.validation_alias == name)
+    usual = {"WORKDIR_IN": without.input_folder, "WORKDIR_OUT": without.output_folder}
+    return narrows(name, getattr(with_file, attribute), usual.get(name, getattr(without, attribute)))
+
+
+def _state_dir(given: Mapping[str, str]) -> Path:
+    """The state folder, whatever a file says."""
+    named = [given.get("PY_EXEC_STATE_DIR")]
+    named += [value for name, value in os.environ.items() if name.upper() == "PY_EXEC_STATE_DIR"]
+    default = Settings.model_fields["state_dir"].default
+    return Path(os.path.expanduser(next(filter(None, named), str(default))))
+
+
+def _make(given: Mapping[str, Any]) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
         raise ConfigurationError([_explain(problem) for problem in error.errors()]) from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError([f".env in {os.getcwd()}: needs UTF-8 text (byte {error.start} is none)"]) from error
 
 
 def _explain(problem: Any) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel_server.locks import claimed
+from kernel_server.private import open_private, private_folder, read_private
 
 logger = logging.getLogger(__name__)
 
@@ -72,27 +73,27 @@ def announced(folder: Path, engine: str) -> Iterator[Announce]:
 
 def _open(folder: Path) -> tuple[Path, int]:
     """A new file; it has its name only once it is locked, so that nobody takes it for one that was left behind."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in folder.glob("*.json"):
-        with suppress(OSError), claimed(path):
-            path.unlink()
-    path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.json"
-    new = path.with_suffix(".new")
-    descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        new.rename(path)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return path, descriptor
+    with private_folder(folder, make=True) as opened:
+        for path in folder.glob("*.json"):
+            with suppress(OSError), claimed(path.name, opened):
+                os.unlink(path.name, dir_fd=opened)
+        path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.json"
+        new = path.with_suffix(".new").name
+        descriptor = open_private(new, opened, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            os.rename(new, path.name, src_dir_fd=opened, dst_dir_fd=opened)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return path, descriptor
 
 
 def servers(folder: Path) -> list[Presence]:
     """The servers that run and have said so in `folder`, oldest first."""
     found = []
     for path in folder.glob("*.json"):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it is gone, or somebody else has put it there
             if _is_held(path):
                 found.append(_read(path))
     return sorted(found, key=lambda presence: presence.begun)
@@ -107,7 +108,7 @@ def _is_held(path: Path) -> bool:
 
 
 def _read(path: Path) -> Presence:
-    line = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    line = read_private(path).decode(errors="replace").partition("\n")[0]
     try:
         said: dict[str, Any] = json.loads(line)
         sessions = [str(name) for name in said["sessions"]]

@@ -101,7 +101,7 @@ class Handle:
         await eventually(lambda: self._has(name))
 
     async def _has(self, name: str) -> bool:
-        return not (await self.call("cp_out", container_path=name, local_path=".seen")).is_error
+        return not (await self.call("cp_out", container_path=name, local_path="_seen")).is_error
 
 
 @dataclass(frozen=True)

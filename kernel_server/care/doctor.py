@@ -4,28 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import metadata
+from itertools import chain
 
+from kernel_server.approval import Origin
 from kernel_server.care.check import Check
 from kernel_server.care.engine import check_engine, connected, unreachable
 from kernel_server.care.leftovers import Leftover, Stranger, in_engine, in_folders
 from kernel_server.care.machine import check_machine
 from kernel_server.config import Settings
 from kernel_server.errors import EngineError, EngineUnavailable
-from kernel_server.text import counted
+from kernel_server.text import counted, one_line
 
 SHOWN_STRANGERS = 3
+DEFAULTS = Origin()
 
 
-def doctor(settings: Settings) -> int:
+def doctor(settings: Settings, origin: Origin = DEFAULTS) -> int:
     """Prints each finding as it is made. Returns the exit code: 1 if something does not work.
 
     Nothing is started or changed, and it ends in bounded time whether there is an engine or not.
+
+    Args:
+        origin: what a file has to do with the settings.
     """
     failed = False
-    for check in _checks(settings):
+    for check in chain(_settings(origin), _checks(settings)):
         print(check, flush=True)
         failed = failed or check.level == "FAIL"
     return int(failed)
+
+
+def _settings(origin: Origin) -> Iterator[Check]:
+    if origin.file is None:
+        return
+    where = str(origin.file.path)
+    for name, value in origin.taken.items():
+        yield Check("ok", "settings", f"{name}={one_line(value)} comes from {where}")
+    if origin.file.refused:
+        yield Check("warn", "settings", f"{where} {origin.file.refused}: it is not used", origin.remedy)
+    for name, value in origin.ignored.items():
+        finding = f"{name}={one_line(value)} of {where} is not used: nobody has approved that file"
+        yield Check("warn", "settings", finding, origin.remedy)
 
 
 def _checks(settings: Settings) -> Iterator[Check]:

@@ -15,7 +15,7 @@ from kernel_server.config import Settings
 from kernel_server.errors import EngineUnavailable, ImageUnavailable
 from kernel_server.hosts.containers import LANDLOCK_ABI
 from kernel_server.hosts.engine import Engine, EngineFacts
-from kernel_server.hosts.images import ImageRequest, find_ready
+from kernel_server.hosts.images import NOT_FETCHED, ImageRequest, find_ready
 from kernel_server.text import human_size
 
 REQUEST_TIMEOUT = 10.0  # seconds for an answer: a person is waiting
@@ -189,6 +189,8 @@ def _image(engine: Engine, settings: Settings) -> Check:
         return Check("ok", "image", f"ready for {settings.image}: {ready.removeprefix('sha256:')[:12]}")
     if engine.image(settings.image):
         finding = f"{settings.image} is here, its kernel layer is not: the first session waits a minute or so for it"
+    elif not settings.fetches_image:
+        return Check("FAIL", "image", NOT_FETCHED.format(image=settings.image))
     else:
         finding = f"{settings.image} is not here: the first session waits until it is pulled and built upon"
     return Check("warn", "image", finding, "`kernel-server build` does it now.")

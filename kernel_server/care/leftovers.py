@@ -16,8 +16,9 @@ from kernel_server.hosts import volumes
 from kernel_server.hosts.engine import ContainerInfo, Engine
 from kernel_server.hosts.images import old_layers
 from kernel_server.hosts.orphans import RUN_DIR_LABEL, folder_of, is_gone
-from kernel_server.hosts.rundir import abandoned, is_kept, parent_folders
+from kernel_server.hosts.rundir import LOCK, abandoned, is_kept, parent_folders
 from kernel_server.locks import claimed
+from kernel_server.private import private_folder
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def in_folders() -> Iterator[Leftover]:
 
 
 def _remove_folder(folder: Path) -> None:
-    with claimed(folder / "lock"):
+    with private_folder(folder) as opened, claimed(LOCK, opened):
         shutil.rmtree(folder)
 
 

@@ -95,6 +95,9 @@ def _state(folder: Path) -> Check:
         return Check(
             "FAIL", "state folder", f"{folder} cannot be {'written to' if existing == folder else 'made'}", mend
         )
+    if existing == folder and folder.stat().st_uid not in (0, os.geteuid()):
+        mend = "Set PY_EXEC_STATE_DIR to a folder of your own: who owns it can change what is kept there."
+        return Check("warn", "state folder", f"{folder} belongs to another user", mend)
     return check_disk("state folder", existing, STATE_BYTES, ENOUGH_STATE_BYTES)
 
 
@@ -105,6 +108,8 @@ def _run_folder() -> Check:
         return Check("FAIL", "run folder", str(error), "Set TMPDIR to a short path, such as /tmp.")
     wished = os.environ.get("XDG_RUNTIME_DIR")
     if wished and Path(wished) != parent:
-        finding = f"sockets go to {parent}, since XDG_RUNTIME_DIR={wished} is too long or not yours to write"
+        finding = (
+            f"sockets go to {parent}, since XDG_RUNTIME_DIR={wished} is too long, not yours to write, or open to others"
+        )
         return Check("ok", "run folder", finding)
     return Check("ok", "run folder", f"sockets go to {parent}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -23,15 +24,17 @@ from itertools import chain
 from kernel_server.errors import FileError
 from kernel_server.files.beneath import kind_of, open_beneath
 from kernel_server.files.members import members
+from kernel_server.files.placing import place
+from kernel_server.files.rules import MAX_SHOWN, TEMPORARY_PREFIX, LeftOut, Rules, identity, own_code
 from kernel_server.streams import IteratorReader
 from kernel_server.text import has_controls
 
 CHUNK_BYTES = 1 << 20
-TEMPORARY_PREFIX = ".kernel-server-"
 BROKEN = "The copy broke off on its way out of the container. Nothing was written; try again."
 MAX_ENTRIES = 100_000  # files and folders; container/kernel_host/files.py refuses more before they are sent
 MAX_DEPTH = 250  # parts of a name; kernel_host sends no folder that is deeper than 200
-MAX_SHOWN = 80  # characters of a name
+TEMPORARY = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}([0-9a-f]{{8}})[0-9a-f]{{8}}")
+PLAIN = Rules()
 SETTLED_SECONDS = 10.0  # a younger folder may be one that its server has not locked yet
 
 
@@ -142,12 +145,24 @@ def open_to_send(folder: int, path: str) -> Iterator[Sending]:
         os.close(descriptor)
 
 
-def receive(chunks: Iterator[bytes], folder: int, path: str, *, name: str, files: int, size: int) -> str:
+def receive(
+    chunks: Iterator[bytes],
+    folder: int,
+    path: str,
+    *,
+    name: str,
+    files: int,
+    size: int,
+    rules: Rules = PLAIN,
+    left_out: LeftOut | None = None,
+) -> str:
     """Writes a tar stream of one file or folder to `path` in WORKDIR_OUT, whole or not at all.
 
     Args:
         path: where to; an existing folder takes the item in under `name`.
         files, size: what must have arrived in the end, in files and bytes.
+        rules: what may be written; of a folder, all else is left out.
+        left_out: gets that.
 
     Returns:
         The path beneath WORKDIR_OUT where it is now.
@@ -155,21 +170,13 @@ def receive(chunks: Iterator[bytes], folder: int, path: str, *, name: str, files
     Raises:
         FileError: something is in the way, the disk is full, or the stream is not what it should be.
     """
-    temporary = f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}"
+    rules.check_path(path, "local_path")
+    arriving = _Arriving(files, size, rules, identity(folder) not in own_code(), name, left_out or LeftOut())
     try:
-        _remove_unfinished(folder)
-        os.mkdir(temporary, 0o700, dir_fd=folder)
-        try:
-            staging = open_beneath(folder, temporary, os.O_DIRECTORY | os.O_RDONLY)
-            try:
-                with suppress(OSError):  # not every file system has locks
-                    fcntl.flock(staging, fcntl.LOCK_EX)
-                _unpack(chunks, staging, files, size)
-                return _place(staging, folder, path, name)
-            finally:
-                os.close(staging)
-        finally:
-            _remove(folder, temporary)
+        _remove_unfinished(folder, rules)
+        with _staging(folder, rules) as staging:
+            arriving.unpack(chunks, staging)
+            return place(staging, folder, path, name, rules)
     except OSError as error:
         raise _not_written(path, error) from error
 
@@ -192,45 +199,106 @@ def _remove(folder: int, name: str) -> None:
     shutil.rmtree(f"/proc/self/fd/{folder}/{name}", ignore_errors=True)
 
 
-def _remove_unfinished(folder: int) -> None:
-    """Removes what copies have left whose server was killed: these are not locked any more."""
+@contextmanager
+def _staging(folder: int, rules: Rules) -> Iterator[int]:
+    """A temporary folder in WORKDIR_OUT, locked, and called so that it can be told from one of the user."""
+    temporary = _temporary_name(secrets.token_hex(4), rules)
+    os.mkdir(temporary, 0o700, dir_fd=folder)
+    try:
+        staging = open_beneath(folder, temporary, os.O_DIRECTORY | os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            with suppress(OSError):  # not every file system has locks
+                fcntl.flock(staging, fcntl.LOCK_EX)
+            yield staging
+        finally:
+            os.close(staging)
+    finally:
+        _remove(folder, temporary)
+
+
+def _temporary_name(chosen: str, rules: Rules) -> str:
+    """A name of 16 hex digits after the prefix: those chosen, and as many that only this user's servers know to them."""
+    return f"{TEMPORARY_PREFIX}{chosen}{rules.secret.mark('copy', chosen)[:8]}"
+
+
+def _remove_unfinished(folder: int, rules: Rules) -> None:
+    """Removes what copies have left whose server was killed: they are ours by their name, and not locked any more."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(TEMPORARY_PREFIX)]
+        names = [
+            entry.name
+            for entry in entries
+            if (found := TEMPORARY.fullmatch(entry.name)) and entry.name == _temporary_name(found[1], rules)
+        ]
     for name in names:
         with suppress(OSError):
-            descriptor = open_beneath(folder, name, os.O_DIRECTORY | os.O_RDONLY)
+            left = open_beneath(folder, name, os.O_DIRECTORY | os.O_RDONLY | os.O_NOFOLLOW)
             try:
-                if time.time() - os.fstat(descriptor).st_mtime > SETTLED_SECONDS:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(left).st_mtime > SETTLED_SECONDS:
+                    fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     _remove(folder, name)
             finally:
-                os.close(descriptor)
+                os.close(left)
 
 
-def _unpack(chunks: Iterator[bytes], staging: int, files: int, size: int) -> None:
-    arrived_files = arrived_bytes = 0
-    stream = IteratorReader(chunks)
-    for entries, member in enumerate(members(stream, BROKEN), 1):
-        if entries > MAX_ENTRIES:
-            raise FileError(f"The container sent more than {MAX_ENTRIES} files and folders. Nothing was written.")
-        parts = _parts(member.name)
-        parent = _open_parent(staging, parts)
-        try:
-            if member.isdir():
-                os.mkdir(parts[-1], 0o755, dir_fd=parent)
-            elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
-                if not 0 <= member.size <= size - arrived_bytes or arrived_files == files:  # before it fills the disk
-                    raise FileError("The container sent more than it had announced. Nothing was written.")
-                arrived_bytes += _write(stream, member, parent, parts[-1])
-                arrived_files += 1
-            else:
-                raise FileError(
-                    f"The container sent {member.name[:MAX_SHOWN]!r}, neither file nor folder. Nothing was written."
-                )
-        finally:
-            os.close(parent)
-    if (arrived_files, arrived_bytes) != (files, size):
-        raise FileError("The copy arrived incomplete. Nothing was written; try again.")
+@dataclass
+class _Arriving:
+    """A tar stream that comes into the staging folder."""
+
+    files: int
+    size: int
+    rules: Rules
+    modules: bool
+    name: str
+    left_out: LeftOut
+    arrived_files: int = 0
+    arrived_bytes: int = 0
+
+    def unpack(self, chunks: Iterator[bytes], staging: int) -> None:
+        stream = IteratorReader(chunks)
+        for entries, member in enumerate(members(stream, BROKEN), 1):
+            if entries > MAX_ENTRIES:
+                raise FileError(f"The container sent more than {MAX_ENTRIES} files and folders. Nothing was written.")
+            parts = _parts(member.name)
+            self._count(member)
+            if why := self._objection(parts):
+                self._leave_out(member, parts, why)
+                continue
+            parent = _open_parent(staging, parts)
+            try:
+                if member.isdir():
+                    os.mkdir(parts[-1], 0o755, dir_fd=parent)
+                else:
+                    is_program = self.rules.anything and bool(member.mode & stat.S_IXUSR)
+                    self.arrived_bytes += _write(stream, member.size, parent, parts[-1], 0o777 if is_program else 0o666)
+                    self.arrived_files += 1
+            finally:
+                os.close(parent)
+        if (self.arrived_files, self.arrived_bytes) != (self.files, self.size):
+            raise FileError("The copy arrived incomplete. Nothing was written; try again.")
+
+    def _count(self, member: tarfile.TarInfo) -> None:
+        if member.isdir():
+            return
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
+            shown = repr(member.name[:MAX_SHOWN])
+            raise FileError(f"The container sent {shown}, neither file nor folder. Nothing was written.")
+        # Before it fills the disk.
+        if not 0 <= member.size <= self.size - self.arrived_bytes or self.arrived_files == self.files:
+            raise FileError("The container sent more than it had announced. Nothing was written.")
+
+    def _objection(self, parts: list[str]) -> str:
+        """Why a part of a folder is not written. The item itself goes by its name on the host."""
+        found = (self.rules.objection(part, modules=self.modules) for part in parts[1:])
+        return next(filter(None, found), "")
+
+    def _leave_out(self, member: tarfile.TarInfo, parts: list[str], why: str) -> None:
+        if not any(self._objection(["item", part]) for part in parts[1:-1]):  # else its folder is named already
+            self.left_out.add("/".join([self.name, *parts[1:]]), why)
+        if member.isreg():
+            self.arrived_bytes += member.size
+            self.arrived_files += 1
+            self.left_out.files += 1
+            self.left_out.size += member.size
 
 
 def _parts(name: str) -> list[str]:
@@ -249,108 +317,13 @@ def _open_parent(staging: int, parts: list[str]) -> int:
     return open_beneath(staging, "/".join(parts[:-1]) or ".", os.O_DIRECTORY | os.O_RDONLY)
 
 
-def _write(stream: IteratorReader, member: tarfile.TarInfo, parent: int, name: str) -> int:
+def _write(stream: IteratorReader, size: int, parent: int, name: str, mode: int) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    writer = os.open(name, flags, 0o777 if member.mode & stat.S_IXUSR else 0o666, dir_fd=parent)
+    writer = os.open(name, flags, mode, dir_fd=parent)
     try:
-        return stream.pour(writer, member.size)
+        return stream.pour(writer, size)
     finally:
         os.close(writer)
-
-
-def _place(staging: int, folder: int, path: str, name: str) -> str:
-    """Moves `item` from staging to its place; a folder is merged into one that exists."""
-    parent_path, _, last = path.rstrip("/").rpartition("/")
-    if path in (".", ""):
-        parent_path, last = "", name
-    elif path.endswith("/"):
-        parent_path, last = path.rstrip("/"), name
-    _check_printable(last)
-    parent = _make_folders(folder, parent_path)
-    try:
-        is_folder = stat.S_ISDIR(os.stat("item", dir_fd=staging).st_mode)
-        existing = _mode(parent, last)
-        if existing is not None and stat.S_ISDIR(existing) and not is_folder:
-            _check_printable(name)
-            into = open_beneath(parent, last, os.O_DIRECTORY | os.O_RDONLY)
-            os.close(parent)
-            parent, parent_path, last = into, f"{parent_path}/{last}".lstrip("/"), name
-            existing = _mode(parent, last)
-        if existing is not None and stat.S_ISDIR(existing) != is_folder:
-            raise FileError(
-                f"{last}: {kind_of(existing)} is in the way. Nothing was written; choose another local_path."
-            )
-        if is_folder and existing is not None:
-            _check_merge(staging, "item", parent, last)
-            _merge(staging, "item", parent, last)
-        else:
-            os.rename("item", last, src_dir_fd=staging, dst_dir_fd=parent)
-        return f"{parent_path}/{last}".lstrip("/")
-    finally:
-        os.close(parent)
-
-
-def _check_printable(name: str) -> None:
-    """The name of a single file in the session may be anything."""
-    if has_controls(name):
-        raise FileError(
-            f"{name[:MAX_SHOWN]!r} holds control characters. Nothing was written; name the file in local_path."
-        )
-
-
-def _make_folders(folder: int, path: str) -> int:
-    current = os.dup(folder)
-    try:
-        for part in [part for part in path.split("/") if part not in ("", ".")]:
-            if _mode(current, part) is None:
-                os.mkdir(part, 0o777, dir_fd=current)
-            following = open_beneath(current, part, os.O_DIRECTORY | os.O_RDONLY)
-            os.close(current)
-            current = following
-    except BaseException:
-        os.close(current)
-        raise
-    return current
-
-
-def _mode(folder: int, name: str) -> int | None:
-    try:
-        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
-    except FileNotFoundError:
-        return None
-
-
-def _pairs(source: int, name: str, parent: int, last: str) -> Iterator[tuple[int, int, str, bool]]:
-    from_folder = open_beneath(source, name, os.O_DIRECTORY | os.O_RDONLY)
-    try:
-        to_folder = open_beneath(parent, last, os.O_DIRECTORY | os.O_RDONLY)
-        try:
-            for entry in sorted(os.listdir(from_folder)):
-                is_folder = stat.S_ISDIR(os.stat(entry, dir_fd=from_folder, follow_symlinks=False).st_mode)
-                yield from_folder, to_folder, entry, is_folder
-        finally:
-            os.close(to_folder)
-    finally:
-        os.close(from_folder)
-
-
-def _check_merge(source: int, name: str, parent: int, last: str) -> None:
-    for from_folder, to_folder, entry, is_folder in _pairs(source, name, parent, last):
-        existing = _mode(to_folder, entry)
-        if existing is None:
-            continue
-        if stat.S_ISDIR(existing) != is_folder:
-            raise FileError(f"{last}/{entry}: {kind_of(existing)} is in the way. Nothing was written.")
-        if is_folder:
-            _check_merge(from_folder, entry, to_folder, entry)
-
-
-def _merge(source: int, name: str, parent: int, last: str) -> None:
-    for from_folder, to_folder, entry, is_folder in _pairs(source, name, parent, last):
-        if is_folder and _mode(to_folder, entry) is not None:
-            _merge(from_folder, entry, to_folder, entry)
-        else:
-            os.rename(entry, entry, src_dir_fd=from_folder, dst_dir_fd=to_folder)
 
 
 def free_bytes(folder: int) -> int:
@@ -359,16 +332,16 @@ def free_bytes(folder: int) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def write_text(folder: int, path: str, text: str, name: str) -> str:
+def write_text(folder: int, path: str, text: str, name: str, rules: Rules = PLAIN) -> str:
     """Writes a text file to `path` in WORKDIR_OUT (`name` if that is a folder), whole or not at all; returns where it is.
 
     Raises:
         FileError: as `receive`.
     """
-    return write_pieces(folder, path, [text.encode()], name)
+    return write_pieces(folder, path, [text.encode()], name, rules)
 
 
-def write_pieces(folder: int, path: str, pieces: Iterable[bytes], name: str) -> str:
+def write_pieces(folder: int, path: str, pieces: Iterable[bytes], name: str, rules: Rules) -> str:
     """The same for a file of any size that is made piece by piece.
 
     It grows as a file without a name in WORKDIR_OUT, since a tar names the size first.
@@ -381,6 +354,6 @@ def write_pieces(folder: int, path: str, pieces: Iterable[bytes], name: str) -> 
             file.seek(0)
             padding = b"\0" * (-info.size % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE)
             chunks = chain([_header(info)], iter(partial(file.read, CHUNK_BYTES), b""), [padding])
-            return receive(chunks, folder, path, name=name, files=1, size=info.size)
+            return receive(chunks, folder, path, name=name, files=1, size=info.size, rules=rules)
     except OSError as error:
         raise _not_written(path, error) from error

@@ -28,6 +28,7 @@ class HostSettings:
         runtime: of the engine's runtimes, such as `runsc`; "" is its default.
         network: `none`, `bridge` or `allow:` with names of hosts.
         keep_seconds: how long a host with sessions goes on when its server has gone, for a later one; 0 is not at all.
+        fetch_image: whether the image is pulled where it is missing.
     """
 
     image: str
@@ -46,6 +47,7 @@ class HostSettings:
     network: str = "none"
     instance: str = ""
     keep_seconds: float = 0.0
+    fetch_image: bool = True
 
     @property
     def allowed_hosts(self) -> list[str] | None:

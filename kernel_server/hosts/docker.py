@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, closing, suppress
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from kernel_server.hosts.control import PULSE_SECONDS, connect_control
 from kernel_server.hosts.controlled import ControlledHost, Owner, find_session, read_sessions
 from kernel_server.hosts.engine import Engine, NameTaken
 from kernel_server.hosts.images import ImageRequest, ensure_kernel_image
-from kernel_server.hosts.orphans import remove_stopped
+from kernel_server.hosts.orphans import RUN_DIR_LABEL, remove_stopped
 from kernel_server.hosts.proxy import serve_proxy
 from kernel_server.hosts.rundir import (
     HOST_RECORD,
@@ -38,6 +39,7 @@ from kernel_server.hosts.rundir import (
 )
 from kernel_server.hosts.uids import LARGE, SMALL
 from kernel_server.hosts.volumes import SharedVolume
+from kernel_server.secret import Secret, user_secret
 from kernel_server.tasks import running
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 START_SECONDS = 60.0
+ENDED = "Nothing answers at its socket: its container has ended."
 UNREACHABLE_HINT = (
     "The container runs, but its sockets do not appear in {run_dir}: an engine in a virtual machine, a snap or another "
     "container does not share that folder. Set TMPDIR to a folder that the engine can see."
@@ -78,6 +81,7 @@ class HostRecord:
     Attributes:
         instance: of the settings.
         volume: the one that it shares with others, or "".
+        mark: made of all else, and of the folder's name, with the secret that lies in the state folder.
     """
 
     instance: str
@@ -85,10 +89,22 @@ class HostRecord:
     container_id: str
     image: str
     volume: str
+    mark: str = ""
+
+    def _made_of(self, outer: Path) -> tuple[str, ...]:
+        return "host", outer.name, json.dumps(asdict(replace(self, mark="")), sort_keys=True)
+
+    def marked(self, secret: Secret, outer: Path) -> HostRecord:
+        """The same, with its mark."""
+        return replace(self, mark=secret.mark(*self._made_of(outer)))
+
+    def is_from(self, secret: Secret, outer: Path) -> bool:
+        """Whether a server with that secret wrote it, for that folder."""
+        return secret.has_made(self.mark, *self._made_of(outer))
 
     @classmethod
     def read(cls, outer: Path) -> HostRecord:
-        """The record in a run folder.
+        """The record in a run folder; whether it is to be believed, `is_from` says.
 
         Raises:
             OSError, ValueError, TypeError: there is none.
@@ -103,6 +119,10 @@ class DockerHosts:
     def __init__(self, settings: HostSettings) -> None:
         self._settings = settings
         self._volumes = self._make_volumes()
+
+    @cached_property
+    def _secret(self) -> Secret:
+        return user_secret(self._settings.state_dir)
 
     def _make_volumes(self) -> list[SharedVolume]:
         """The volume for containers that start; those that were taken over may have others."""
@@ -120,6 +140,9 @@ class DockerHosts:
         try:
             record = HostRecord.read(outer)
             if record.instance != self._settings.instance or is_held(outer):
+                return None
+            if not record.is_from(self._secret, outer):
+                logger.warning("%s is passed over: no server with this state folder wrote its record", outer)
                 return None
             return KeptContainer(outer.name, read_sessions(outer), outer, self._settings, record, self._take_volume)
         except (OSError, ValueError, TypeError):
@@ -175,6 +198,9 @@ class KeptContainer:
         engine = await _in_thread(Engine.connect)
         try:
             with taken_over(self.outer) as folder:
+                if not await _in_thread(partial(_is_of, engine, self.record.container_id, folder)):
+                    folder.kept = False
+                    raise HostLost(ENDED)
                 self.sessions[:] = read_sessions(self.outer)  # another server may have had it since
                 if self.record.volume:
                     self.take_volume(self.record.volume)
@@ -184,6 +210,13 @@ class KeptContainer:
             raise HostLost(f"Its container could not be taken over ({error.strerror}).") from error
         finally:
             engine.close()
+
+
+def _is_of(engine: Engine, container_id: str, folder: RunFolder) -> bool:
+    """Whether a container is the one that was started for a run folder: no other is touched for what a record says."""
+    found = next((container for container in engine.containers() if container.id == container_id), None)
+    named = found.labels.get(RUN_DIR_LABEL) if found else None
+    return named is not None and os.path.realpath(named) == os.path.realpath(folder.path)
 
 
 def _remove(volume: SharedVolume) -> None:
@@ -227,7 +260,8 @@ async def docker_host(
             container_id = await _create(engine, settings, image, place)
             record = HostRecord(settings.instance, owner, container_id, image, place.volume)
             if settings.keep_seconds:
-                folder.write(HOST_RECORD, asdict(record))
+                secret = await _in_thread(partial(user_secret, settings.state_dir))
+                folder.write(HOST_RECORD, asdict(record.marked(secret, folder.outer)))
             async with _container(engine, settings, folder, record, start=True) as host:
                 yield host
     finally:
@@ -240,7 +274,7 @@ async def _container(
 ) -> AsyncIterator[ControlledHost]:
     try:
         if not start and not is_served(folder.outer):
-            raise HostLost("Nothing answers at its socket: its container has ended.")
+            raise HostLost(ENDED)
         async with AsyncExitStack() as stack:
             if settings.allowed_hosts is not None:
                 await stack.enter_async_context(serve_proxy(folder.path / "proxy", settings.allowed_hosts))
@@ -293,6 +327,7 @@ def _ensure_image(engine: Engine, settings: HostSettings, report: Report) -> str
         image=settings.image,
         ca_bundle=settings.ca_file,
         build_network=settings.build_network,
+        fetch=settings.fetch_image,
     )
     return ensure_kernel_image(engine, request, report)
 

@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import re
+import socket
 import tarfile
 import threading
 from collections import deque
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT = 30.0
 # Seconds until it says that it is there, which needs no work of it.
 PING_TIMEOUT = 15.0
+CONNECT_SECONDS = 1.0  # to a socket of this machine, of which another may be the right one
 # Seconds for the removal of a container whose processes have been killed.
 REMOVAL_TIMEOUT = 10.0
 # Seconds without a line of output in a build. Installing the data stack is silent for a minute on a slow line.
@@ -222,14 +224,9 @@ class Engine:
         Raises:
             EngineUnavailable: nothing answers, or we may not talk to it; the message says what to do.
         """
-        import docker
-        import docker.utils
-
         address = os.environ.get("DOCKER_HOST", "").strip() or _local_address()
         try:
-            # TLS settings come from DOCKER_CERT_PATH and DOCKER_TLS_VERIFY, as for the docker command.
-            arguments = {"base_url": address, **docker.utils.kwargs_from_env()}
-            client = docker.APIClient(version="auto", timeout=min(timeout, PING_TIMEOUT), **arguments)
+            client = _make_client(address, "auto", min(timeout, PING_TIMEOUT))
             client.timeout = timeout
         except Exception as error:  # docker-py raises its own, requests', urllib3's and ssl's errors here
             raise EngineUnavailable(*why_unreachable(address, _text(error))) from error
@@ -521,23 +518,43 @@ class Engine:
 
     def _bulk(self) -> Any:
         """A client whose requests may take long."""
-        import docker
-        import docker.utils
-
         with self._info_lock:
             if self._bulk_client is None:
-                self._bulk_client = docker.APIClient(
-                    version=self._client.api_version, timeout=BULK_TIMEOUT, **docker.utils.kwargs_from_env()
-                )
+                self._bulk_client = _make_client(self.address, self._client.api_version, BULK_TIMEOUT)
             return self._bulk_client
 
 
+def _make_client(address: str, version: str, timeout: float) -> Any:
+    """The one way to docker-py's client, so that all requests reach the same engine.
+
+    TLS settings come from DOCKER_CERT_PATH and DOCKER_TLS_VERIFY, as for the docker command.
+    """
+    import docker
+    import docker.utils
+
+    arguments = docker.utils.kwargs_from_env(environment={**os.environ, "DOCKER_HOST": address})
+    return docker.APIClient(version=version, timeout=timeout, **arguments)
+
+
 def _local_address() -> str:
-    """The system's socket, else one of rootless Docker or Docker Desktop; those are reached by "contexts" otherwise."""
+    """The system's socket, else one of rootless Docker or Docker Desktop; those are reached by "contexts" otherwise.
+
+    One at which nobody answers, or not to us, counts only where there is no other.
+    """
     folders = [Path(os.environ["XDG_RUNTIME_DIR"])] if os.environ.get("XDG_RUNTIME_DIR") else []
     folders += [Path.home() / ".docker/run", Path.home() / ".docker/desktop"]
-    sockets = [DEFAULT_SOCKET, *(folder / "docker.sock" for folder in folders)]
-    return f"unix://{next((socket for socket in sockets if socket.exists()), DEFAULT_SOCKET)}"
+    paths = [DEFAULT_SOCKET, *(folder / "docker.sock" for folder in folders)]
+    there = [path for path in paths if os.path.exists(path)]
+    usable = next(filter(_takes_connections, there), None)
+    return f"unix://{usable or (*there, DEFAULT_SOCKET)[0]}"
+
+
+def _takes_connections(path: Path) -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(CONNECT_SECONDS)
+        connection.connect(str(path))
+        return True
+    return False
 
 
 @contextlib.contextmanager

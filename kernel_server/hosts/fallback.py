@@ -28,16 +28,17 @@ def is_possible() -> bool:
     return os.geteuid() == 0 and bool(shutil.which("debootstrap") or shutil.which("apt-get"))
 
 
-def make(script: Path, tag: str, ca_bundle: Path | None, report: Callable[[str], None]) -> list[str]:
+def make(script: Path, tag: str, address: str, ca_bundle: Path | None, report: Callable[[str], None]) -> list[str]:
     """Runs the script to its end or its deadline, and returns its last lines. Whether it worked, the engine knows.
 
     Args:
         script: container/make-base.sh.
         tag: the name of the image to make.
+        address: of the engine that gets it.
         ca_bundle: authorities that the image is to trust; None leaves the choice to the script.
         report: gets the lines that are meant for people.
     """
-    environment = dict(os.environ)
+    environment = {**os.environ, "DOCKER_HOST": address}
     if ca_bundle:
         environment["PY_EXEC_CA_BUNDLE"] = str(ca_bundle)
     # `sh`: an installed wheel may have lost the x bit.
@@ -51,6 +52,7 @@ def _run(command: list[str], environment: dict[str, str], report: Callable[[str]
     process = subprocess.Popen(
         command,
         env=environment,
+        cwd="/",  # not the user's folder, where sessions may put files
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from kernel_server.errors import EngineError, ImageUnavailable
 from kernel_server.hosts import fallback
 from kernel_server.hosts.engine import BuildFailed, BuildRequest, ImageInfo
 from kernel_server.hosts.fallback import SCRIPT_PREFIX
+from kernel_server.private import open_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -45,6 +47,11 @@ LOCK_TIMEOUT = 2400.0
 # Pause between two tries for that lock, in seconds.
 LOCK_POLL_INTERVAL = 0.1
 
+NOT_FETCHED = (
+    "The image {image!r} is not on this machine, and is named by a .env that nobody has approved, for which nothing is "
+    "fetched. If you trust that file: `docker pull {image}`, or `kernel-server trust` in the folder of the file."
+)
+
 # Exit codes of container/install.sh.
 NO_PYTHON = 95
 NO_PIP = 96
@@ -61,6 +68,7 @@ class ImageRequest:
         ca_bundle: a PEM file of authorities that the build, and pip in the image, trust.
         build_network: network of the build steps. "" tries the engine's default, then "host" when the package index
             cannot be reached from there.
+        fetch: pull the image where it is missing.
         data_stack: install numpy, pandas and so on; None: only on the default image, others bring their own packages.
     """
 
@@ -68,6 +76,7 @@ class ImageRequest:
     image: str = DEFAULT_IMAGE
     ca_bundle: Path | None = None
     build_network: str = ""
+    fetch: bool = True
     data_stack: bool | None = None
 
     @property
@@ -179,6 +188,8 @@ def _find_base(engine: Engine, request: ImageRequest, report: Callable[[str], No
     """The reference of a local base image; pulls it, or makes the fallback, when there is none."""
     if engine.image(request.image) is not None:
         return request.image
+    if not request.fetch:
+        raise ImageUnavailable(NOT_FETCHED.format(image=request.image))
     report(f"Pulling {request.image}…")
     pull = engine.pull(request.image, first_answer_timeout=PULL_FIRST_ANSWER_TIMEOUT, timeout=PULL_TIMEOUT)
     if pull:
@@ -204,7 +215,7 @@ def _make_fallback(engine: Engine, request: ImageRequest, reason: str, report: C
             "a base image from Debian packages; or set DOCKER_IMAGE to an image that is here and has Python >= 3.10."
         )
     report(f"{DEFAULT_IMAGE} cannot be pulled ({reason}); making a Debian base image instead (once, about a minute)…")
-    output = fallback.make(script, FALLBACK_IMAGE, request.ca_bundle, report)
+    output = fallback.make(script, FALLBACK_IMAGE, engine.address, request.ca_bundle, report)
     if engine.image(FALLBACK_IMAGE) is None:
         tail = "".join(f"\n  {line}" for line in output)
         raise ImageUnavailable(
@@ -278,7 +289,8 @@ def _lock(folder: Path, report: Callable[[str], None]) -> Generator[None]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     deadline = time.monotonic() + LOCK_TIMEOUT
     waited = False
-    with (folder / "image.lock").open("w") as file:
+    path = folder / "image.lock"
+    with open(open_private(path, None, os.O_RDWR | os.O_CREAT), "r+") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -287,7 +299,7 @@ def _lock(folder: Path, report: Callable[[str], None]) -> Generator[None]:
                 if time.monotonic() > deadline:
                     raise EngineError(
                         f"Another kernel-server has been building the image for {LOCK_TIMEOUT:g} s "
-                        f"(it holds {file.name}). End it, or try again later."
+                        f"(it holds {path}). End it, or try again later."
                     ) from None
             if not waited:
                 report("Waiting for another kernel-server on this machine that is building the image…")

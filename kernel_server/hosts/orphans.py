@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from kernel_server.errors import EngineError
 from kernel_server.hosts.engine import ContainerInfo, Engine
-from kernel_server.hosts.rundir import PREFIX
+from kernel_server.hosts.rundir import LOCK, PREFIX
 from kernel_server.locks import claimed
+from kernel_server.private import private_folder
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +29,9 @@ def is_gone(container: ContainerInfo) -> bool | None:
     """Whether the server of a container of this user is gone; None where that cannot be told."""
     folder = folder_of(container)
     try:
-        if not folder.name.startswith(PREFIX) or folder.stat().st_uid != os.getuid():
+        if not folder.name.startswith(PREFIX):
             return False
-        with claimed(folder / "lock"):
+        with private_folder(folder) as opened, claimed(LOCK, opened):
             return True
     except FileNotFoundError:
         # Its server has removed the folder, or has another /tmp than we; no container runs without, or for long.

@@ -1,25 +1,24 @@
 """The way out for sessions that may reach named hosts only: an HTTP proxy in a process of its own, on a unix socket.
 
-The only module that knows proxy.py. `serve_proxy` starts the process, in which `main` runs.
+`serve_proxy` starts the process, in which `forwarding` runs; what may be reached is decided here, by pure functions.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
 
 from kernel_server.errors import EngineError
 
 HOSTS_VARIABLE = "KERNEL_SERVER_PROXY_HOSTS"
+FORWARDING = "kernel_server.hosts.forwarding"
 PORTS = (80, 443)  # of a host that is named without one
 START_SECONDS = 20.0
 END_SECONDS = 2.0
@@ -28,13 +27,18 @@ POLL_SECONDS = 0.02
 
 def is_allowed(host: str, port: int, hosts: Sequence[str]) -> bool:
     """Whether a host is named: `example.org` (ports 80 and 443), `example.org:8080`, `*.example.org` (those below it)."""
+    return find_named(host, port, hosts) is not None
+
+
+def find_named(host: str, port: int, hosts: Sequence[str]) -> str | None:
+    """The entry of the list that names a host."""
     for named in hosts:
         name, _, its_port = named.rpartition(":") if _has_port(named) else (named, "", "")
         if port not in ((int(its_port),) if its_port else PORTS):
             continue
         if host == name or (name.startswith("*.") and host.endswith(name[1:])):
-            return True
-    return False
+            return named
+    return None
 
 
 def _has_port(named: str) -> bool:
@@ -59,8 +63,9 @@ async def serve_proxy(path: Path, hosts: Sequence[str]) -> AsyncIterator[None]:
     """
     await anyio.Path(path).unlink(missing_ok=True)  # of a server that was killed
     process = await anyio.open_process(
-        [sys.executable, "-m", __name__, str(path)],
-        env={**os.environ, HOSTS_VARIABLE: ",".join(hosts), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        [sys.executable, "-m", FORWARDING, str(path)],
+        env={**os.environ, HOSTS_VARIABLE: ",".join(hosts), **_search_path()},
+        cwd="/",
         stdin=subprocess.PIPE,  # its end is the end of the proxy
         stdout=subprocess.DEVNULL,
         stderr=None,
@@ -83,46 +88,9 @@ async def serve_proxy(path: Path, hosts: Sequence[str]) -> AsyncIterator[None]:
             await process.aclose()
 
 
-def main(path: str) -> None:
-    """Serves until standard input ends."""
-    import proxy
-    from proxy.http.exception import HttpRequestRejected
-    from proxy.http.proxy import HttpProxyBasePlugin
-
-    hosts = [host for host in os.environ[HOSTS_VARIABLE].split(",") if host]
-
-    def refuse(host: str, why: str) -> HttpRequestRejected:
-        print(f"kernel-server: proxy: refused {host}: {why}", file=sys.stderr, flush=True)
-        said = f"{host} {why}".encode("ascii", "replace")
-        return HttpRequestRejected(
-            status_code=403, reason=said, headers={b"Connection": b"close"}, body=b"kernel-server: " + said + b".\n"
-        )
-
-    class NamedHosts(HttpProxyBasePlugin):
-        """Lets through what is named."""
-
-        def before_upstream_connection(self, request: Any) -> Any:
-            host, port = (request.host or b"").decode("ascii", "replace").lower().rstrip("."), request.port or 80
-            if not is_allowed(host, port, hosts):
-                listed = host if port in PORTS else f"{host}:{port}"
-                raise refuse(listed, "is not among the hosts of PY_EXEC_NETWORK")
-            return request
-
-        def resolve_dns(self, host: str, port: int) -> tuple[str | None, Any]:
-            try:
-                found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-            except OSError as error:
-                raise refuse(host, "cannot be found by the host's name servers") from error
-            public = [address for address in found if is_reachable(address, host, hosts)]
-            if not public:
-                raise refuse(host, f"leads to {found[0]}, which is not public and not named in PY_EXEC_NETWORK")
-            return public[0], None
-
-    os.umask(0o077)
-    arguments = ["--unix-socket-path", path, "--num-workers", "1", "--num-acceptors", "1", "--log-level", "ERROR"]
-    with proxy.Proxy(arguments, plugins=[NamedHosts]):
-        sys.stdin.read()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+def _search_path() -> dict[str, str]:
+    """Where the process finds modules: where this one does. Never in the current folder, where sessions may put files."""
+    return {
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry),
+        "PYTHONSAFEPATH": "1",
+    }

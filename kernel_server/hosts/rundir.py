@@ -1,6 +1,9 @@
 """The run folder: where a kernel host's sockets are, on the host's side, and what a later server needs to go on with it.
 
 Short, because a socket's path has at most 107 bytes (unix(7)); 0700, because whoever reaches a socket may talk to it.
+
+It lies where other users have theirs. One that they have planted, as a folder or as a link, is never taken for ours: it is
+opened without following links, and judged by what was opened; and folders whose entries others can replace are not used.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -18,11 +22,22 @@ from pathlib import Path
 from typing import Any
 
 from kernel_server.locks import claimed
+from kernel_server.private import (
+    UNFINISHED,
+    open_private,
+    open_private_folder,
+    others_can_replace,
+    private_folder,
+    read_private,
+    write_private,
+)
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "ks-"
 HOST_RECORD = "host"
+LOCK = "lock"
+_OURS = re.compile(rf"{LOCK}|{HOST_RECORD}|k|workspace|session-[0-9a-z]+|{re.escape(UNFINISHED)}[0-9a-f]+")
 LONGEST_NAME = "/k/999/s-5"
 MAX_SOCKET_PATH = 107
 SETTLED_SECONDS = 10.0  # a younger folder may be one whose server has not locked it yet
@@ -30,7 +45,7 @@ ANSWER_SECONDS = 1.0
 
 
 class RunFolder:
-    """A run folder that this server has locked.
+    """A run folder that this server has locked; whoever makes one closes it.
 
     Attributes:
         outer: keeps other users of this machine out; has the lock and the records.
@@ -39,34 +54,62 @@ class RunFolder:
     """
 
     def __init__(self, outer: Path) -> None:
+        """Opens it.
+
+        Raises:
+            OSError: it is not there, or not ours alone.
+        """
         self.outer = outer
         self.path = outer / "k"
         self.kept = False
+        self._folder = open_private_folder(outer)
+
+    def close(self) -> None:
+        """Lets go of it."""
+        os.close(self._folder)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Has its lock, which is made if it is missing, for the length of the block.
+
+        Raises:
+            BlockingIOError: another server has it.
+        """
+        os.close(open_private(LOCK, self._folder, os.O_RDWR | os.O_CREAT))
+        with claimed(LOCK, self._folder):
+            yield
+
+    def is_all_ours(self) -> bool:
+        """Whether there is nothing in it that no server puts there: a user's folder may have such a name, too."""
+        return all(_OURS.fullmatch(name) for name in os.listdir(self._folder))
+
+    def make_socket_folder(self) -> None:
+        """Makes the inner folder."""
+        os.mkdir(self.path.name, 0o700, dir_fd=self._folder)
 
     def write(self, name: str, record: dict[str, Any]) -> None:
-        """Writes a record, 0600. At most a few hundred bytes: these are there as a whole or not at all."""
-        descriptor = os.open(self.outer / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            # Readers take the first line: what a longer one before has left does not matter.
-            os.write(descriptor, json.dumps(record).encode() + b"\n")
-        finally:
-            os.close(descriptor)
+        """Writes a record, 0600, whole or not at all.
+
+        Raises:
+            OSError: the disk is full, for one; an earlier record of that name is still there.
+        """
+        write_private(name, self._folder, json.dumps(record).encode() + b"\n")
 
     def remove(self, name: str) -> None:
         """Removes a record, if it is there."""
         with suppress(FileNotFoundError):
-            (self.outer / name).unlink()
+            os.unlink(name, dir_fd=self._folder)
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """A record that `RunFolder.write` wrote.
 
     Raises:
-        OSError: there is none.
+        OSError: there is none of ours.
         ValueError: it is not one.
     """
-    with path.open(encoding="utf-8") as file:
-        record = json.loads(file.readline())
+    with private_folder(path.parent) as folder:
+        record = json.loads(read_private(path.name, folder))
     if not isinstance(record, dict):
         raise ValueError(f"{path}: not a record")  # noqa: TRY004 - as for what is not JSON
     return record
@@ -81,19 +124,29 @@ def parent_folder() -> Path:
     for candidate in _candidates():
         if len(str(candidate)) + len(PREFIX) + 9 + len(LONGEST_NAME) > MAX_SOCKET_PATH:
             continue
-        if os.access(candidate, os.W_OK | os.X_OK):
+        if os.access(candidate, os.W_OK | os.X_OK) and _is_safe(candidate):
             return candidate
-    raise OSError("no folder for sockets: XDG_RUNTIME_DIR or TMPDIR must name a short path that you may write")
+    raise OSError(
+        "no folder for sockets: XDG_RUNTIME_DIR or TMPDIR must name a short path that you may write, and in which no other "
+        "user can replace what is yours (/tmp: `chmod +t`)"
+    )
+
+
+def _is_safe(folder: Path) -> bool:
+    try:
+        return not others_can_replace(folder)
+    except OSError:
+        return False
 
 
 def _candidates() -> list[Path]:
     named = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")  # noqa: S108 - what is made in it is 0700
-    return [Path(name) for name in named if name]
+    return [Path(name) for name in named if name and os.path.isabs(name)]
 
 
 def parent_folders() -> set[Path]:
     """All folders in which servers of this user may have made theirs, also those with another environment."""
-    return {*_candidates(), Path(f"/run/user/{os.getuid()}")}
+    return set(filter(_is_safe, (*_candidates(), Path(f"/run/user/{os.getuid()}"))))
 
 
 @contextmanager
@@ -106,10 +159,10 @@ def run_folder() -> Iterator[RunFolder]:
             logger.info("removed what a server left behind: %s", left)
     outer = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     with ExitStack() as stack:
-        (outer / "lock").touch(mode=0o600)
-        stack.enter_context(claimed(outer / "lock"))
-        folder = stack.enter_context(_removed_unless_kept(RunFolder(outer)))
-        folder.path.mkdir(mode=0o700)
+        folder = _opened(outer, stack)
+        stack.enter_context(folder.lock())
+        stack.enter_context(_removed_unless_kept(folder))
+        folder.make_socket_folder()
         yield folder
 
 
@@ -119,11 +172,20 @@ def taken_over(outer: Path) -> Iterator[RunFolder]:
 
     Raises:
         BlockingIOError: the server is there, or another one has taken it over.
-        OSError: the folder is not there any more.
+        OSError: the folder is not there any more, or not ours.
     """
-    with claimed(outer / "lock"), _removed_unless_kept(RunFolder(outer)) as folder:
+    with ExitStack() as stack:
+        folder = _opened(outer, stack)
+        stack.enter_context(folder.lock())
+        stack.enter_context(_removed_unless_kept(folder))
         folder.kept = True
         yield folder
+
+
+def _opened(outer: Path, stack: ExitStack) -> RunFolder:
+    folder = RunFolder(outer)
+    stack.callback(folder.close)
+    return folder
 
 
 @contextmanager
@@ -141,11 +203,12 @@ def is_held(outer: Path) -> bool:
     Raises:
         OSError: it is not one.
     """
-    try:
-        with claimed(outer / "lock"):
-            return False
-    except BlockingIOError:
-        return True
+    with private_folder(outer) as folder:
+        try:
+            with claimed(LOCK, folder):
+                return False
+        except BlockingIOError:
+            return True
 
 
 def is_served(outer: Path) -> bool:
@@ -163,7 +226,7 @@ def is_kept(outer: Path) -> bool:
     Raises:
         OSError: it is not one.
     """
-    return (outer / HOST_RECORD).exists() and not is_held(outer) and is_served(outer)
+    return os.path.lexists(outer / HOST_RECORD) and not is_held(outer) and is_served(outer)
 
 
 def kept_folders() -> list[Path]:
@@ -177,21 +240,28 @@ def kept_folders() -> list[Path]:
 
 
 def run_folders(parent: Path) -> Iterator[Path]:
-    """All run folders of this user in `parent`."""
+    """All run folders of this user in `parent`, which is one of `parent_folders`."""
     for folder in parent.glob(f"{PREFIX}????????"):
-        with suppress(OSError):
-            if folder.stat().st_uid == os.getuid():
-                yield folder
+        with suppress(OSError), private_folder(folder):
+            yield folder
 
 
 def abandoned(parent: Path) -> Iterator[Path]:
     """Run folders whose server is gone, and that are not kept for another; each is claimed until the next is asked for."""
-    for folder in run_folders(parent):
-        with suppress(OSError):
-            if time.time() - folder.stat().st_mtime <= SETTLED_SECONDS:
+    for outer in run_folders(parent):
+        with suppress(OSError), ExitStack() as stack:
+            folder = _opened(outer, stack)
+            if time.time() - outer.stat().st_mtime <= SETTLED_SECONDS or _is_kept(outer):
                 continue
-            # Who was killed while it made the folder, or removed it, has left no lock.
-            (folder / "lock").touch(mode=0o600)
-            if not is_kept(folder):
-                with claimed(folder / "lock"):
-                    yield folder
+            if not folder.is_all_ours():
+                continue
+            # Who was killed while it made the folder, or removed it, has left no lock: it is made.
+            stack.enter_context(folder.lock())
+            yield outer
+
+
+def _is_kept(outer: Path) -> bool:
+    try:
+        return is_kept(outer)
+    except FileNotFoundError:  # there is no lock
+        return False

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
+import re
 import secrets
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from kernel_server.errors import EngineError, HostLost
 from kernel_server.hosts.engine import Engine
 from kernel_server.locks import claimed
+from kernel_server.private import open_private, open_private_folder, private_folder
 
 PREFIX = "kernel-server-shared-"
+NAME = re.compile(rf"{PREFIX}[0-9a-f]{{16}}")
 SETTLED_SECONDS = 10.0  # a younger file may be one that its server has not locked yet
 
 
@@ -29,7 +33,7 @@ class SharedVolume:
     def __init__(self, folder: Path) -> None:
         self.name = ""
         self._folder = folder
-        self._lock: IO[str] | None = None
+        self._lock: int | None = None
         self._retired = False
         self._opening = threading.Lock()
 
@@ -52,13 +56,12 @@ class SharedVolume:
             return self._lock is not None
 
     def _open(self, engine: Engine) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        os.close(open_private_folder(self._folder, make=True))
         for path in abandoned(self._folder):
             with suppress(EngineError):  # the container of a server that was killed just now still uses it
                 engine.remove_volume(path.name)
                 path.unlink()
-        name = f"{PREFIX}{secrets.token_hex(8)}"
-        self._take(name, "w")
+        self._take(f"{PREFIX}{secrets.token_hex(8)}", os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def take_over(self, name: str) -> None:
         """Takes the volume of a server that is gone.
@@ -66,14 +69,17 @@ class SharedVolume:
         Raises:
             OSError: another server is about to remove it.
         """
-        self._take(name, "r+")
+        if not NAME.fullmatch(name):
+            raise OSError(errno.EINVAL, "no name of a shared volume")
+        self._take(name, os.O_RDWR)
 
-    def _take(self, name: str, mode: str) -> None:
-        lock = open(self._folder / name, mode, encoding="ascii")  # noqa: SIM115 - held until `remove`
+    def _take(self, name: str, flags: int) -> None:
+        with private_folder(self._folder) as folder:
+            lock = open_private(name, folder, flags)
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
-            lock.close()
+            os.close(lock)
             raise
         self.name, self._lock = name, lock
 
@@ -86,16 +92,19 @@ class SharedVolume:
         if self._lock is None:
             return
         name, lock, self.name, self._lock = self.name, self._lock, "", None
-        with lock, suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            engine.remove_volume(name)
-            (self._folder / name).unlink(missing_ok=True)
+        try:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                engine.remove_volume(name)
+                (self._folder / name).unlink(missing_ok=True)
+        finally:
+            os.close(lock)
 
 
 def abandoned(folder: Path) -> Iterator[Path]:
     """Lock files in `folder`, named as their volumes, whose server is gone; each is claimed until the next is asked for."""
     for path in folder.glob(f"{PREFIX}*"):
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > SETTLED_SECONDS:
+            if NAME.fullmatch(path.name) and time.time() - path.lstat().st_mtime > SETTLED_SECONDS:
                 with claimed(path):
                     yield path

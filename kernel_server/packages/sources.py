@@ -42,6 +42,7 @@ FIXED = {
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     "PIP_REQUIRE_VIRTUALENV": "0",
     "PIP_NO_COLOR": "1",
+    "PYTHONSAFEPATH": "1",  # pip is a module, and what it fetches comes into the current folder
     "UV_HTTP_RETRIES": str(RETRIES),
     "UV_HTTP_TIMEOUT": str(TIMEOUT_SECONDS),
 }
@@ -97,7 +98,10 @@ async def _configured(folder: Path, environment: dict[str, str]) -> dict[str, st
     """What pip is configured for, by option."""
     try:
         ended = await run_program(
-            [sys.executable, "-m", "pip", "--no-color", "config", "list"], folder, environment, CONFIG_BOUNDS
+            [sys.executable, "-m", "pip", "--no-color", "config", "list"],
+            folder,
+            {**environment, "PYTHONSAFEPATH": "1"},
+            CONFIG_BOUNDS,
         )
     except OSError as error:
         raise PackageError(f"pip cannot be run on the server's machine: {error.strerror}. Try again.") from error

@@ -15,6 +15,7 @@ from kernel_server.errors import FileError, RequestError
 from kernel_server.files import paths
 from kernel_server.files.beneath import opened_folder
 from kernel_server.files.paths import MAX_PATH_BYTES, SHARED, ContainerPath, local_relative
+from kernel_server.files.rules import LeftOut
 from kernel_server.files.transfer import Sending, free_bytes, open_to_send, receive, write_pieces
 from kernel_server.sessions.session import Session
 from kernel_server.text import counted, human_size, one_line
@@ -64,23 +65,28 @@ async def cp_out(
     """Copy a file or folder from the session's workspace to the user's output folder (WORKDIR_OUT on the host).
 
     This is how the user gets what you made. It arrives whole or not at all. A file of the same name is replaced; a
-    folder of the same name gets the new files beside those it has.
+    folder of the same name gets the new files beside those it has. Names that begin with a dot are left out.
     """
     host, session = await find_host(ctx, session_id)
     source = _target(container_path, "container_path", session)
     name = source.name or "workspace"
     to = local_path or name
     relative = local_relative(to, "local_path", "WORKDIR_OUT") + ("/" if to.endswith("/") else "")
+    rules, left_out = services(ctx).rules, LeftOut()
+    rules.check_path(relative, "local_path")  # before much is copied in vain
     with opened_folder(services(ctx).output_folder, "WORKDIR_OUT") as folder:
         async with (
             in_use(session),
             host.take(_owner(source, session), source.relative, free_bytes(folder)) as (staged, chunks),
         ):
             write = partial(receive, chunks, folder, relative, name=name, files=staged.files, size=staged.size)
+            write = partial(write, rules=rules, left_out=left_out)
             at = await anyio.to_thread.run_sync(write)
-    what = human_size(staged.size) if staged.kind == "file" else _folder_amount(staged.files, staged.size)
+    files, size = staged.files - left_out.files, staged.size - left_out.size
+    what = human_size(size) if staged.kind == "file" else _folder_amount(files, size)
     return text_result(
-        f"Copied {what} to {at!r} in WORKDIR_OUT ({services(ctx).output_folder}).{_left_out(staged.skipped, staged.skipped_count)}"
+        f"Copied {what} to {at!r} in WORKDIR_OUT ({services(ctx).output_folder})."
+        f"{_left_out(staged.skipped, staged.skipped_count)}{_not_written(left_out)}"
     )
 
 
@@ -131,7 +137,8 @@ async def export_notebook(
     journal = await registry.find_journal(session_id)
     path = local_path or f"session-{session_id[:8]}.ipynb"
     relative = local_relative(path, "local_path", "WORKDIR_OUT") + ("/" if path.endswith("/") else "")
-    python = registry.python
+    python, rules = registry.python, services(ctx).rules
+    rules.check_path(relative, "local_path")
 
     count = 0
 
@@ -144,7 +151,7 @@ async def export_notebook(
     def write() -> tuple[str, str]:
         with opened_folder(services(ctx).output_folder, "WORKDIR_OUT") as folder:
             pieces = notebook_pieces(cells(), session_id, python)
-            at = write_pieces(folder, relative, pieces, f"session-{session_id[:8]}.ipynb")
+            at = write_pieces(folder, relative, pieces, f"session-{session_id[:8]}.ipynb", rules)
         news = registry.journals.take_news()
         return at, f"\n[{news}]" if news else ""
 
@@ -180,9 +187,18 @@ def _folder_amount(files: int, size: int) -> str:
 def _left_out(skipped: list[str], count: int) -> str:
     if not skipped:
         return ""
-    shown = ", ".join(one_line(name) for name in skipped[:MAX_SKIPPED_SHOWN])
-    more = f" and {count - MAX_SKIPPED_SHOWN} more" if count > MAX_SKIPPED_SHOWN else ""
-    return f" Left out, since only files and folders with printable names are copied: {shown}{more}."
+    return f" Left out, since only files and folders with printable names are copied: {_some(skipped, count)}."
+
+
+def _not_written(left_out: LeftOut) -> str:
+    if not left_out.count:
+        return ""
+    return f" Not written, since such names configure programs (PY_EXEC_OUT_FILES): {_some(left_out.names, left_out.count)}."
+
+
+def _some(names: list[str], count: int) -> str:
+    shown = ", ".join(one_line(name) for name in names[:MAX_SKIPPED_SHOWN])
+    return f"{shown} and {count - MAX_SKIPPED_SHOWN} more" if count > MAX_SKIPPED_SHOWN else shown
 
 
 def register(server: KernelMCPServer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult, TextContent
 from pydantic import BaseModel
 
+from kernel_server.files.rules import Rules
 from kernel_server.hosts.base import KernelHost
 from kernel_server.sessions.fleet import OnWait
 from kernel_server.sessions.installs import Installer
@@ -26,6 +27,7 @@ class Services:
         timeout: default for cells in seconds; 0 is never.
         wait: default for how long a call waits for its cell, in seconds.
         output_bytes: budget for the text of one result.
+        rules: what sessions may write to the output folder.
     """
 
     registry: Registry
@@ -35,6 +37,7 @@ class Services:
     timeout: float
     wait: float
     output_bytes: int
+    rules: Rules = field(default_factory=Rules)
 
 
 def services(ctx: Context) -> Services:

@@ -160,6 +160,20 @@ def test_state_folder_that_cannot_be_made_fails(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.usefixtures("no_engine")
+def test_state_folder_of_another_user_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Ours: what is kept there could be his."""
+    if os.getuid() != 0:
+        pytest.skip("needs root, to give a folder away")
+    folder = tmp_path / "state"
+    folder.mkdir()
+    _, checks = found(capsys, PY_EXEC_STATE_DIR=str(folder))
+    assert checks["state folder"].startswith("ok ")
+    os.chown(folder, OTHER_UID, OTHER_UID)
+    _, checks = found(capsys, PY_EXEC_STATE_DIR=str(folder))
+    assert checks["state folder"].startswith(f"warn {folder} belongs to another user\n→ Set PY_EXEC_STATE_DIR")
+
+
+@pytest.mark.usefixtures("no_engine")
 def test_full_disk_fails(capsys: pytest.CaptureFixture[str], small_disk: Path) -> None:
     """Issue 5: disk."""
     code, checks = found(capsys, PY_EXEC_STATE_DIR=str(small_disk))

@@ -66,7 +66,7 @@ ABOUT = 8  # MB: what else processes do
         ("kept = mapped(file('x'))", 0, 50, 0),
         ("kept = open(file('x')); os.unlink('x'); fork(3)", 0, 50, 0),
         ("file('x'); [os.link('x', f'x{n}') for n in range(5)]", 0, 50, 0),
-        ("[file(f'/dev/shm/{n}', 0) for n in range(16_000)]", 16, 0, 0),
+        ("[file(f'/dev/shm/{n}', 0) for n in range(14_000)]", 14, 0, 0),
     ],
     ids=[
         "memory",

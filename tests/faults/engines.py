@@ -62,9 +62,9 @@ class EngineProxy:
 
 
 @asynccontextmanager
-async def engine_proxy(folder: Path) -> AsyncIterator[EngineProxy]:
+async def engine_proxy(folder: Path, name: str = "engine.sock") -> AsyncIterator[EngineProxy]:
     """One that is there."""
-    proxy = EngineProxy(folder / "engine.sock")
+    proxy = EngineProxy(folder / name)
     await proxy.come()
     try:
         yield proxy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,12 +99,16 @@ class Servers:
     def state(self) -> Path:
         return self.folder / "state"
 
-    async def start(self, *, elicitation: dict[str, Any] | None = None, **settings: str) -> Server:
+    async def start(
+        self, *, elicitation: dict[str, Any] | None = None, command: Sequence[str] = SERVER, **settings: str
+    ) -> Server:
         """A server that has been initialized; the last of them is killed at the end."""
         environment: dict[str, Any] = {"PY_EXEC_ON_EXIT": "keep", "PY_EXEC_POOL": "0", **settings}
         logs = Path(tempfile.mkdtemp(prefix="log", dir=self.folder))
         environment["PY_EXEC_STATE_DIR"] = str(self.state)
-        server = Server(await self.stack.enter_async_context(wire_server(SERVER, logs, cwd=self.folder, **environment)))
+        server = Server(
+            await self.stack.enter_async_context(wire_server(command, logs, cwd=self.folder, **environment))
+        )
         self.pids.append(server.pid)
         capabilities: dict[str, Any] = {} if elicitation is None else {"elicitation": elicitation}
         await server.wire.initialize(**capabilities)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from tests.clients.wire import containers_of
 from tests.driving import eventually
 from tests.faults.containers import Container
-from tests.faults.engines import EngineProxy
-from tests.faults.servers import Server, Servers
+from tests.faults.engines import EngineProxy, engine_proxy
+from tests.faults.servers import SERVER, Server, Servers
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
@@ -78,3 +83,39 @@ async def test_sessions_of_an_engine_that_is_restarted_are_told_as_closed(
         await engine.come()
         assert await server.run(await server.begin("z = 3"), "z") == "3"
         assert "was closed by" in await server.text("run_code", code="x", session_id=session_id)
+
+
+async def test_engine_that_is_only_at_the_rootless_address_does_all_of_it(servers: Servers, tmp_path: Path) -> None:
+    """Rootless Docker, found without DOCKER_HOST: every request goes there, attaching and archives too.
+
+    The server has a mount namespace of its own, in which nothing listens at the system's address: the control.
+    """
+    if os.getuid() != 0:
+        pytest.skip("needs root, to hide the system's socket")
+    hide = "mount --make-rprivate / && mount --bind /dev/null /var/run/docker.sock"
+    control = 'import docker; docker.APIClient(base_url="unix:///var/run/docker.sock").ping()'
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as runtime:
+        (tmp_path / "input.txt").write_text("in")
+        async with engine_proxy(Path(runtime), "docker.sock"):
+            command = [
+                "unshare",
+                "-m",
+                "sh",
+                "-c",
+                f"{hide} && ! {sys.executable} -c '{control}' 2>/dev/null && exec \"$@\"",
+                "sh",
+            ]
+            server = await servers.start(
+                command=[*command, *SERVER], XDG_RUNTIME_DIR=runtime, DOCKER_HOST="", PY_EXEC_ON_EXIT="remove"
+            )
+            session_id = await server.begin("x = 1")
+            for tool, arguments in (
+                ("cp_in", {"local_path": "input.txt"}),
+                ("cp_out", {"container_path": "input.txt", "local_path": "output.txt"}),
+                ("close_session", {}),
+            ):
+                reply = await server.call(tool, session_id=session_id, **arguments)
+                assert not reply.is_error, reply.text
+            assert (tmp_path / "output.txt").read_text() == "in"
+            await server.end_of_stdin()
+            await server.wire.wait()

@@ -14,14 +14,16 @@ from typing import Any
 import anyio
 import pytest
 
-from kernel_server.files.transfer import TEMPORARY_PREFIX, write_text
+from kernel_server.files.rules import TEMPORARY_PREFIX, Rules
+from kernel_server.files.transfer import write_text
 from kernel_server.hosts.control import connect_control
 from kernel_server.hosts.engine import Engine
 from kernel_server.hosts.orphans import RUN_DIR_LABEL, remove_stopped
 from kernel_server.hosts.rundir import HOST_RECORD, abandoned, run_folder
 from kernel_server.locks import claimed
+from kernel_server.secret import Secret
 from tests.clients.wire import containers_of
-from tests.driving import docker_client, eventually
+from tests.driving import docker_client, eventually, serving
 from tests.faults.servers import Servers
 
 
@@ -58,6 +60,17 @@ def test_run_folder_of_a_killed_server_goes_with_the_next_one(parent: Path, file
         assert not left.exists()
 
 
+@pytest.mark.parametrize("name", ["report.csv", "locks", "host.txt", "session-", "K"])
+def test_folder_of_the_user_with_such_a_name_is_left_alone(parent: Path, name: str) -> None:
+    """Ours: nothing goes for its name. The control is the one beside it, which has what servers put there."""
+    users = make_folder(parent, "reports0", "lock", name)
+    left = make_folder(parent, "aaaaaaaa", "lock", "session-0a", ".new-0a")
+    assert list(abandoned(parent)) == [left]
+    with run_folder():
+        assert users.exists()
+        assert not left.exists()
+
+
 def test_run_folder_that_is_being_made_is_left_alone(parent: Path) -> None:
     """Ours: its server has not locked it yet. The other way round, the one above goes."""
     young = make_folder(parent, "aaaaaaaa")
@@ -88,21 +101,49 @@ def make_container(client: Any, outer: Path, stack: ExitStack) -> str:
     return made
 
 
-def test_unfinished_copy_of_a_killed_server_goes_with_the_next_copy(tmp_path: Path) -> None:
-    """Ours: WORKDIR_OUT belongs to the user. A copy that another server is making stays."""
-    left, other = (tmp_path / f"{TEMPORARY_PREFIX}{name}" for name in ("left", "other"))
+@pytest.mark.parametrize("spoil", ["", "name", "mark", "secret", "link"])
+def test_unfinished_copy_of_a_killed_server_goes_with_the_next_copy(tmp_path: Path, spoil: str) -> None:
+    """Ours: WORKDIR_OUT belongs to the user. A copy that another server is making stays, and so does what only looks like one."""
+    rules = Rules(secret=Secret(b"of this user"))
+    left, other = (tmp_path / f"{TEMPORARY_PREFIX}{n * 8}{rules.secret.mark('copy', n * 8)[:8]}" for n in "ab")
     for path in (left, other):
         path.mkdir()
         (path / "item").write_text("half")
         os.utime(path, (0, 0))
+    if spoil == "name":
+        left = left.rename(tmp_path / f"{TEMPORARY_PREFIX}mine")
+    elif spoil == "mark":
+        left = left.rename(tmp_path / f"{TEMPORARY_PREFIX}{'c' * 8}{left.name[-8:]}")
+    elif spoil == "secret":
+        rules = Rules(secret=Secret(b"of another one"))
+    elif spoil == "link":
+        (tmp_path / "away").symlink_to(left.rename(tmp_path / "users"))
+        left = (tmp_path / "away").rename(left)
     folder, copying = os.open(tmp_path, os.O_DIRECTORY), os.open(other, os.O_DIRECTORY)
     try:
         fcntl.flock(copying, fcntl.LOCK_EX)
-        write_text(folder, "a.txt", "whole", "a.txt")
+        write_text(folder, "a.txt", "whole", "a.txt", rules)
     finally:
         os.close(copying)
         os.close(folder)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "a.txt"]
+    assert (left / "item").exists() is bool(spoil)
+    assert {path.name for path in tmp_path.iterdir()} - {left.name, "users"} == {other.name, "a.txt"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("after", ["", "0" * 16, "x"])
+async def test_session_cannot_make_a_folder_that_looks_like_an_unfinished_copy(tmp_path: Path, after: str) -> None:
+    """Whatever the settings are; on a file system that folds case, too."""
+    async with serving(tmp_path, "local", PY_EXEC_OUT_FILES="any") as kit, kit.session() as session:
+        for name in (f"{TEMPORARY_PREFIX}{after}", f"{TEMPORARY_PREFIX.upper()}{after}"):
+            await session.run(f"import os; os.makedirs('d/{name}/e', exist_ok=True)")
+            assert "the server uses itself" in (await session.call("cp_out", container_path=f"d/{name}")).text
+            reply = await session.call("cp_out", container_path="d")
+            assert name in reply.text
+            assert os.listdir(kit.output / "d") == []
+        (kit.output / "d").rmdir()
+        await session.run("os.makedirs('.hidden', exist_ok=True)")
+        assert not (await session.call("cp_out", container_path=".hidden")).is_error, "the control"
 
 
 @pytest.mark.anyio

@@ -21,7 +21,8 @@ from kernel_server.errors import FileError
 from kernel_server.files import transfer
 from kernel_server.files.beneath import opened_folder
 from kernel_server.files.members import MAX_HEADER_BYTES
-from kernel_server.files.transfer import MAX_DEPTH, TEMPORARY_PREFIX, open_to_send, receive, write_text
+from kernel_server.files.rules import TEMPORARY_PREFIX
+from kernel_server.files.transfer import MAX_DEPTH, open_to_send, receive, write_text
 from kernel_server.streams import IteratorReader
 
 Tree = dict[str, bytes | None]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kernel_server.errors import EngineUnavailable
-from kernel_server.hosts.engine import Engine, _split_reference
+from kernel_server.hosts import engine as engine_module
+from kernel_server.hosts.engine import Engine, _local_address, _split_reference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +53,24 @@ def test_remote_engine_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
     with pytest.raises(EngineUnavailable, match=r"DOCKER_HOST=tcp://127\.0\.0\.1:9 does not answer"):
         Engine.connect()
+
+
+def test_dead_socket_of_the_system_does_not_hide_a_rootless_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours: the first at which somebody answers; if nobody does, the first, so that the error names it."""
+    system, rootless = tmp_path / "system.sock", tmp_path / "docker.sock"
+    monkeypatch.setattr(engine_module, "DEFAULT_SOCKET", system)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert _local_address() == f"unix://{system}"
+    with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as alive:
+        dead.bind(str(system))
+        alive.bind(str(rootless))
+        assert _local_address() == f"unix://{system}"
+        alive.listen()
+        assert _local_address() == f"unix://{rootless}"
+        dead.listen()
+        assert _local_address() == f"unix://{system}"
 
 
 @pytest.mark.parametrize(

@@ -359,15 +359,80 @@ async def test_notebook_of_an_unknown_session_is_refused(kit: Kit) -> None:
     assert os.listdir(kit.output) == []
 
 
-async def test_a_script_stays_executable_on_its_way_in_and_out(session: Handle) -> None:
-    """Ours: as cp does; no other bit of the mode is taken over."""
+async def test_a_script_is_executable_on_its_way_in_and_not_out(session: Handle) -> None:
+    """What comes out is to be read before it is run; in the session, a script runs as it did."""
     script = session.kit.input / "tool.sh"
     script.write_text("#!/bin/sh\n")
     script.chmod(0o744)
-    (session.kit.input / "data").write_text("1")
-    for name in ("tool.sh", "data"):
-        await session.call("cp_in", local_path=name)
-        await session.call("cp_out", container_path=name)
-    modes = {name: (session.kit.output / name).stat().st_mode & 0o111 for name in ("tool.sh", "data")}
-    assert bool(modes["tool.sh"]) is True
-    assert modes["data"] == 0
+    await session.call("cp_in", local_path="tool.sh")
+    assert await session.value("import os; os.access('tool.sh', os.X_OK)") == "True"
+    (session.kit.output / "tool.sh").write_text("old")
+    (session.kit.output / "tool.sh").chmod(0o755)
+    await session.run("os.makedirs('d'); os.link('tool.sh', 'd/tool.sh')")
+    for path in ("tool.sh", "d"):
+        assert not (await session.call("cp_out", container_path=path)).is_error
+    for path in ("tool.sh", "d/tool.sh"):
+        assert (session.kit.output / path).read_text() == "#!/bin/sh\n"
+        assert (session.kit.output / path).stat().st_mode & 0o111 == 0
+
+
+HIDDEN = [
+    ".env",
+    ".git/hooks/pre-commit",
+    "sub/.git/config",
+    "./.bashrc",
+    ".ENV",
+    ". git",
+    " .env",
+    "\u200c.git/config",
+]
+
+
+@pytest.mark.parametrize("path", HIDDEN)
+async def test_nothing_comes_out_under_a_name_that_configures_programs(session: Handle, path: str) -> None:
+    """Neither from cp_out, nor from export_notebook, whether the folder is there or not. The control is `x/...`."""
+    (session.kit.output / ".git/hooks").mkdir(parents=True)
+    before = _tree(session.kit.output)
+    await session.run("open('evil', 'w').write('evil')")
+    for tool, arguments in (("cp_out", {"container_path": "evil"}), ("export_notebook", {})):
+        reply = await session.call(tool, local_path=path, **arguments)
+        assert reply.is_error, reply.text
+        assert "begins with a dot" in reply.text
+        assert "PY_EXEC_OUT_FILES=any" in reply.text
+        assert _tree(session.kit.output) == before
+    assert not (await session.call("cp_out", container_path="evil", local_path=f"x/{path.replace('.', 'x')}")).is_error
+
+
+async def test_hidden_files_of_a_folder_are_left_out_and_named(session: Handle) -> None:
+    """`.git` inside a folder is never written, nor merged into; a hidden file needs a name of its own."""
+    await session.run(
+        "import os\nfor path in ('d/.git/hooks/pre-commit', 'd/.git/config', 'd/kept', 'd/sub/.env', 'd/sub/kept', '.rc'):\n"
+        "    os.makedirs(os.path.dirname(path) or '.', exist_ok=True); _ = open(path, 'w').write('new')"
+    )
+    (session.kit.output / "d/.git").mkdir(parents=True)
+    (session.kit.output / "d/.git/config").write_text("the user's")
+    reply = await session.call("cp_out", container_path="d")
+    assert reply.text.startswith("Copied 2 files, 6 bytes, to 'd'"), reply.text
+    assert "d/.git (its name begins with a dot), d/sub/.env (its name begins with a dot)." in reply.text
+    assert _tree(session.kit.output) == {
+        "d": b"/", "d/.git": b"/", "d/.git/config": b"the user's", "d/kept": b"new", "d/sub": b"/", "d/sub/kept": b"new",
+    }  # fmt: skip
+    assert (await session.call("cp_out", container_path=".rc")).is_error
+    assert not (await session.call("cp_out", container_path=".rc", local_path="rc")).is_error
+    assert not (await session.call("cp_out", container_path="d/.git", local_path="git")).is_error
+    assert (session.kit.output / "git/config").read_text() == "new"
+
+
+async def test_links_of_the_user_do_not_lead_into_hidden_folders(session: Handle) -> None:
+    """A folder `hooks` that is a link to `.git/hooks`: what counts is where it leads. The control is one to `shown`."""
+    for name in (".git", "shown"):
+        (session.kit.output / name / "hooks").mkdir(parents=True)
+    (session.kit.output / "hidden").symlink_to(".git/hooks")
+    (session.kit.output / "link").symlink_to("shown/hooks")
+    await session.run("import os; os.makedirs('hidden'); os.makedirs('link'); _ = open('x', 'w').write('x')")
+    reply = await session.call("cp_out", container_path="x", local_path="hidden/x")
+    assert "it leads into '.git'" in reply.text
+    assert (await session.call("cp_out", container_path="x", local_path="hidden/")).is_error
+    assert not list((session.kit.output / ".git/hooks").iterdir())
+    assert not (await session.call("cp_out", container_path="x", local_path="link/x")).is_error
+    assert (session.kit.output / "shown/hooks/x").exists()
