@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import anyio
 import anyio.to_thread
 
+from kernel_server import records
 from kernel_server.errors import CheckpointError, FileError, HostLost, KernelError, PackageError
 from kernel_server.hosts.base import (
     Death,
@@ -461,7 +462,9 @@ def read_sessions(outer: Path) -> list[SessionRecord]:
         try:
             if match := _RECORD.fullmatch(path.name):
                 record = read_record(path)
-                found.append(SessionRecord(**{**record, "launched": Launched(**record["launched"])}))
+                found.append(
+                    records.read(SessionRecord, {**record, "launched": records.read(Launched, record["launched"])})
+                )
                 if found[-1].session_id != match[1]:
                     raise ValueError("of another session")
         except (OSError, ValueError, TypeError, KeyError) as error:

@@ -392,14 +392,15 @@ class Registry:
         self._forget(session, ending)
         self._tasks.start_soon(self._end, session, ending, True)
 
-    async def close(self, session_id: str) -> None:
-        """Ends a session and removes its workspace.
+    async def close(self, session_id: str) -> str:
+        """Ends a session and removes its workspace; returns why something of it is still there, "" if nothing is.
 
         Raises:
             SessionError: there is no such session.
         """
         session = await self.find(session_id)
         await self._end(session, SessionClosed(session_id, "close_session"), clear=True)
+        return session.leftovers
 
     async def _end(self, session: Session, ending: SessionError, clear: bool) -> None:
         with anyio.CancelScope(shield=True):

@@ -72,6 +72,7 @@ class Session:
         origin: of what it was branched, if it was.
         begun: monotonic time of its start.
         last_used: monotonic time of the end of the last call.
+        leftovers: why not everything that it owned could be removed at its end; "" if it could.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Session:
         self._resumed.set()
         self._ending: SessionError | None = None
         self._clear_at_end = True
+        self.leftovers = ""
         self._over = anyio.Event()
 
     # -- life ------------------------------------------------------------------------------------------------------
@@ -123,11 +125,24 @@ class Session:
                     self._tasks.start_soon(self._resume)
                 await self._lives.keep()
         finally:
-            with anyio.move_on_after(CLEAR_SECONDS, shield=True):
-                if self._clear_at_end:
-                    with suppress(KernelError, EngineError):
-                        await self.host.clear(self.session_id)
+            if self._clear_at_end:
+                with anyio.CancelScope(shield=True):
+                    self.leftovers = await self._clear()
             self._over.set()
+
+    async def _clear(self) -> str:
+        """Removes everything it owns; returns what stands in the way, "" for nothing."""
+        try:
+            with anyio.fail_after(CLEAR_SECONDS):
+                await self.host.clear(self.session_id)
+        except TimeoutError:
+            return f"it takes longer than {CLEAR_SECONDS:g} s"
+        except KernelError as error:
+            logger.warning("session %s is not removed yet: %s", self.session_id, error)
+            return str(error)
+        except EngineError:  # it has gone with its container
+            return ""
+        return ""
 
     def on_death(self, death: Death) -> None:
         """The kernel host reports that a kernel of this session has ended."""

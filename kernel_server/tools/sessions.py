@@ -9,7 +9,7 @@ from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import BaseModel, Field
 
 from kernel_server.hosts.base import HostDescription
-from kernel_server.text import counted
+from kernel_server.text import counted, one_line
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import find_host, in_use, reporting, services, text_result
 
@@ -58,7 +58,11 @@ async def close_session(
 
     Before that, copy out the files that somebody wants to keep (cp_out). export_notebook still works afterwards.
     """
-    await services(ctx).registry.close(session_id)
+    if leftovers := await services(ctx).registry.close(session_id):
+        return text_result(
+            f"Session {session_id} is closed and cannot be used any more, but not all that it had is removed yet: {one_line(leftovers)}. "
+            "That is tried again until it is; no other session gets its user id or sees its files meanwhile."
+        )
     return text_result(f"Session {session_id} is closed; its variables and workspace are gone.")
 
 
