@@ -24,6 +24,7 @@ HEADER = struct.Struct(">BI")
 READY, SOUND, BROKEN = b"r", b"s", b"b"
 
 START_SECONDS = 20.0  # a twentieth of a second on an idle machine
+CLOSE_SECONDS = 1.0
 CHECK_SECONDS = 3.0  # for one picture; the largest takes a tenth of a second
 # The interpreter finds modules where this one does, installed or not.
 PROGRAM = "import sys; sys.path[:] = {path!r}; from kernel_server.tools.decoder import main; main()"
@@ -71,6 +72,8 @@ class Decoder:
             self._end_helper()
             return "unknown"
         finally:
+            if self._closed:
+                self._end_helper()
             self._lock.release()
 
     def close(self) -> None:
@@ -78,8 +81,9 @@ class Decoder:
         self._closed = True
         if helper := self._helper:
             helper.process.kill()
-        with self._lock:
+        if self._lock.acquire(timeout=CLOSE_SECONDS):  # else it is just being started, and ends with its socket
             self._end_helper()
+            self._lock.release()
 
     def _end_helper(self) -> None:
         if self._helper is not None:

@@ -16,7 +16,7 @@ from kernel_server.files.beneath import opened_folder
 from kernel_server.files.paths import MAX_PATH_BYTES, SHARED, ContainerPath, local_relative
 from kernel_server.files.transfer import Sending, free_bytes, open_to_send, receive, write_text
 from kernel_server.sessions.session import Session
-from kernel_server.text import counted, human_size, one_line
+from kernel_server.text import counted, human_size, one_line, quoted
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import find_host, in_use, services, text_result
 from kernel_server.transcripts.notebook import make_notebook
@@ -170,7 +170,7 @@ def _folder_amount(files: int, size: int) -> str:
 def _left_out(skipped: list[str], count: int) -> str:
     if not skipped:
         return ""
-    shown = ", ".join(one_line(name) for name in skipped[:MAX_SKIPPED_SHOWN])
+    shown = ", ".join(quoted(name) for name in skipped[:MAX_SKIPPED_SHOWN])
     more = f" and {count - MAX_SKIPPED_SHOWN} more" if count > MAX_SKIPPED_SHOWN else ""
     return f" Left out, since only files and folders with printable names are copied: {shown}{more}."
 

@@ -111,18 +111,15 @@ def _remarks(result: CellResult) -> list[str]:
         remarks.append(f"The cell was stopped after {result.seconds:.1f} s: its timeout. {TIMEOUT_HINT}")
     elif result.status == "interrupted":
         remarks.append("The cell was interrupted.")
-    return [clean(remark) for remark in remarks + result.notes]
+    error = result.outputs.error
+    hint = HINTS.get(error.ename, "") if error else ""
+    return [clean(remark) for remark in [*remarks, hint, *result.notes]]
 
 
 def _text_piece(output: Output) -> _Text:
     if isinstance(output, Stream):
         return _Text(unmarked(clean(settle(strip_ansi(output.head + output.tail)))), output.dropped)
-    return _Text(unmarked(clean(_traceback(output) if isinstance(output, Error) else bundle_text(output.data))))
-
-
-def _traceback(error: Error) -> str:
-    hint = HINTS.get(error.ename)
-    return f"{brief(error)}\n{hint}" if hint else brief(error)
+    return _Text(unmarked(clean(brief(output) if isinstance(output, Error) else bundle_text(output.data))))
 
 
 def recorded_text(outputs: list[dict[str, Any]]) -> str:
@@ -132,7 +129,7 @@ def recorded_text(outputs: list[dict[str, Any]]) -> str:
         if output["output_type"] == "stream":
             parts.append(settle(strip_ansi(output["text"])))
         elif output["output_type"] == "error":
-            parts.append(_traceback(Error(output["ename"], output["evalue"], output["traceback"])))
+            parts.append(brief(Error(output["ename"], output["evalue"], output["traceback"])))
         elif image := next((mime_type for mime_type in IMAGE_TYPES if mime_type in output["data"]), ""):
             parts.append(f"[{image}]")
         else:
