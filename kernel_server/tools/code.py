@@ -149,7 +149,8 @@ async def interrupt(
     if job is None:
         return text_result("Nothing is running in this session.")
     if job.result is None:
-        return text_result(f"The code did not stop in time. {job.failure or 'Call wait to see what happens.'}")
+        why = one_line(str(job.failure), MAX_NOTE) if job.failure else "Call wait to see what happens."
+        return text_result(f"The code did not stop in time. {why}")
     notes = "".join(f"\n[{one_line(note, MAX_NOTE)}]" for note in job.result.notes)
     return text_result(f"Interrupted after {job.result.seconds:.1f} s. Call wait for its output.{notes}")
 

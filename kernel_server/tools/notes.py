@@ -50,4 +50,4 @@ def session_result(
 
 def _line(note: str) -> str:
     """One line, whatever has been quoted in it."""
-    return harmless(" ".join(note.split()))
+    return unmarked(harmless(" ".join(note.split())))
