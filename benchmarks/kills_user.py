@@ -265,8 +265,8 @@ class User:
     async def _look(self) -> None:
         """At the variables from outside, when it is known what they must be."""
         if not self._open:
-            text = (await self._again("list_variables", peek="total, done")).text
-            same("a peek", text.splitlines()[-1], repr((sum(self._present), self._present)))
+            peeked = await self._again("list_variables", peek="total, done")
+            same("a peek", peeked.cell_text, repr((sum(self._present), self._present)))
 
     async def _one_shot(self) -> None:
         number = self._random.randint(0, 1_000_000)

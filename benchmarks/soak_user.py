@@ -196,7 +196,7 @@ class User:
         """The client gives a call up, which interrupts the cell."""
 
         async def runs() -> bool:
-            return (await self._tool("list_variables")).text.startswith("[running for ")
+            return (await self._tool("list_variables")).notes[0].startswith("[running for ")
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._run, "import time; time.sleep(600)")
@@ -228,8 +228,8 @@ class User:
 
     async def variables(self) -> None:
         has("list_variables", (await self._tool("list_variables")).text, f"counter int = {self._counter}")
-        peeked = (await self._tool("list_variables", peek="owner, counter")).text
-        same("a peek", peeked, f"[nothing is running]\n{(self.name, self._counter)}")
+        peeked = await self._tool("list_variables", peek="owner, counter")
+        same("a peek", (peeked.cell_text, peeked.notes), (str((self.name, self._counter)), ["[nothing is running]"]))
 
     async def sessions(self) -> None:
         listed = (await self._call("list_sessions")).raw.structured_content

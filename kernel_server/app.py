@@ -25,6 +25,7 @@ from kernel_server.sessions.registry import Limits, open_registry
 from kernel_server.tasks import running
 from kernel_server.tools import branching, code, files, listing, outputs, packages, resources, sessions, variables
 from kernel_server.tools.boundary import KernelMCPServer
+from kernel_server.tools.decoding import open_decoder
 from kernel_server.tools.services import Services
 from kernel_server.tools.stdio import end_soon
 from kernel_server.transcripts.folder import IsInUse, JournalFolder
@@ -35,10 +36,11 @@ INSTRUCTIONS = """\
 A real Python for you: IPython kernels in a locked-down container. Call init once, keep the session_id it returns and \
 pass it to every call: variables, imports and files then stay from call to call. Without a session_id, run_code runs in \
 a one-shot session. Files come in with cp_in (from WORKDIR_IN), go out with cp_out (to WORKDIR_OUT); write scripts with \
-edit_file and run them with run_file. Plots come back as images. A result ends with what the cell changed; \
-list_variables looks inside a session, also while code runs. checkpoint and rollback go back to an earlier state, \
+edit_file and run them with run_file. Plots come back as images. A last block of a result that begins with [kernel-server] is the \
+server's own, and says what the cell changed; what comes before it is the code's. list_variables looks inside a session, also while code runs. checkpoint and rollback go back to an earlier state, \
 branch_session tries several things from one. export_notebook keeps everything that ran."""
 
+RENDERERS = 8  # threads
 PARENT_SECONDS = 0.5
 ANSWER_SECONDS = 0.1
 
@@ -79,7 +81,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         notebook_ttl=settings.notebook_ttl,
     )
     # Announced first, and so withdrawn last: sessions still end in between.
-    with announced(settings.state_dir / "servers", settings.engine) as announce:
+    with announced(settings.state_dir / "servers", settings.engine) as announce, open_decoder() as decoder:
         async with (
             open_registry(hosts, limits, _journals(settings.state_dir, hosts)) as registry,
             open_installer(
@@ -97,6 +99,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 wait=settings.wait,
                 output_bytes=settings.output_bytes,
                 rules=Rules(settings.out_files == "any", user_secret(settings.state_dir)),
+                decoder=decoder,
+                renderers=anyio.CapacityLimiter(RENDERERS),
             )
 
 

@@ -6,12 +6,20 @@ import re
 
 # CSI sequences, OSC sequences and two-byte escapes: ECMA-48, section 5.
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-_UNPRINTABLE = re.compile(r"[\x00-\x07\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-# Control characters, those of ISO 6429 beyond ASCII too, and what turns the direction of writing or ends a line:
-# Unicode Technical Report 36, section 2.10.2 (bidirectional text spoofing).
-_MISLEADING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# Control characters, those of ISO 6429 beyond ASCII too (a terminal obeys U+009B as it does ESC [), and the overrides
+# of writing direction, which show any text as another. The other marks of direction belong to Arabic and Hebrew text.
+_UNPRINTABLE = re.compile(r"[\x00-\x07\x0b\x0c\x0e-\x1f\x7f-\x9f\u202d\u202e\ud800-\udfff]")
+# Beside those, what turns the direction of writing, ends a line, or is text that no person sees: Unicode Technical
+# Report 36, section 2.10.2 (bidirectional text spoofing); Unicode 16, section 23.9 (tag characters).
+_MISLEADING = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\U000e0000-\U000e007f]"
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # C0, DEL and C1: ECMA-48, section 5
+_PLAIN = re.compile(r"[\w./+@=~#%<>|…-]+(?:\[[\w, /]+\])?")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+MAX_REASONS, MAX_REASON = 5, 300  # characters of each
 
 
 def strip_ansi(text: str) -> str:
@@ -20,16 +28,29 @@ def strip_ansi(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Fit for JSON and UTF-8: lone surrogates and control characters become `�`."""
+    """Fit for JSON, UTF-8 and a terminal: lone surrogates, control characters and overrides of direction become `�`."""
     return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def harmless(text: str) -> str:
-    """Fit for a terminal: `clean`, and nothing is left that moves the cursor or changes the order of what is shown.
+    """`clean`, and nothing is left that moves the cursor, changes the order of what is shown, or is not to be seen.
 
     For messages that hold names of files: sessions name theirs as they like.
     """
     return _MISLEADING.sub("\ufffd", clean(text))
+
+
+def quoted(name: str, limit: int = 200) -> str:
+    """A name that a session has made up, in quotes unless it is one word: it cannot pass for the words around it."""
+    shown = one_line(name, limit)
+    return shown if _PLAIN.fullmatch(shown) else repr(shown)
+
+
+def session_says(text: str) -> str:
+    """What a session's own process gives as reasons, one in each line, introduced as its own, each short, and few."""
+    lines = [one_line(line, MAX_REASON) for line in text.splitlines() if line.strip()]
+    more = f"\n- and {counted(len(lines) - MAX_REASONS, 'more reason')}" if len(lines) > MAX_REASONS else ""
+    return "The session's kernel says:" + "".join(f"\n- {line}" for line in lines[:MAX_REASONS]) + more
 
 
 def has_controls(text: str) -> bool:

@@ -21,6 +21,7 @@ from kernel_server.app import create_server
 from kernel_server.config import load_settings
 from kernel_server.hosts import containers, docker
 from kernel_server.hosts.engine import ContainerSpec
+from kernel_server.tools.notes import MARK
 
 T = TypeVar("T")
 
@@ -37,8 +38,22 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """All text blocks."""
-        return "\n".join(block.text for block in self.raw.content if isinstance(block, TextContent))
+        """All text blocks, without the mark at the beginning of the server's own."""
+        texts = [block.text for block in self.raw.content if isinstance(block, TextContent)]
+        return "\n".join([*texts[:-1], texts[-1].removeprefix(f"{MARK}\n")] if texts else [])
+
+    @property
+    def cell_text(self) -> str:
+        """The text blocks that are the session's."""
+        blocks = self.raw.content[:-1] if self.notes else self.raw.content
+        return "\n".join(block.text for block in blocks if isinstance(block, TextContent))
+
+    @property
+    def notes(self) -> list[str]:
+        """The lines of the server's own block, which is the last one; none if there is no such block."""
+        last = self.raw.content[-1]
+        mark, *lines = last.text.split("\n") if isinstance(last, TextContent) else [""]
+        return lines if mark == MARK else []
 
     @property
     def output(self) -> str:

@@ -83,7 +83,7 @@ class BranchRequests:
             for message in inbox.read():
                 if "refused" in message:
                     reasons = _texts(message["refused"], MAX_REASONS, MAX_REASON) or ["the kernel refused"]
-                    give_up({"error": {"code": "refused", "message": "\n".join(reasons)}})
+                    give_up({"error": {"code": "said", "message": "\n".join(reasons)}})
                     return
                 told["ready" if "ready" in message else "forked"] = message
                 if len(told) == 2:
@@ -223,7 +223,7 @@ class BranchRequests:
             if isinstance(told, dict):
                 reply({"result": {"pid": session.pid, "ip": f"{session.slot}/s", **_restored(told)}})
             else:
-                reply({"error": {"code": "failed", "message": _failure(whole)}})
+                reply({"error": {"code": "said", "message": _failure(whole)}})
 
         def on_begun(_mask: int) -> None:
             begun = next(inbox.read(), None)

@@ -48,8 +48,15 @@ class ControlRefused(Exception):
     """The kernel host refused a request; the message is fit for the model."""
 
 
+class ControlSaid(ControlRefused):
+    """The session itself refused; the message is its own words."""
+
+
 class ControlFailed(Exception):
     """The kernel host could not do what was asked."""
+
+
+ERRORS: dict[str, type[Exception]] = {"refused": ControlRefused, "said": ControlSaid}  # by code; others are failures
 
 
 @dataclass
@@ -85,7 +92,7 @@ class Control:
         """Sends a request and waits for its answer.
 
         Raises:
-            ControlRefused: refused, with a reason for the model.
+            ControlRefused: refused, with a reason for the model; ControlSaid if it is the session's.
             ControlFailed: it went wrong inside.
             HostLost: the connection is gone, there was no answer within `seconds`, or no sign of life for some.
         """
@@ -104,8 +111,7 @@ class Control:
         if answer is None:
             raise HostLost(f"The kernel host ended while it was asked to {op}.")
         if failure := answer.get("error"):
-            kind = ControlRefused if failure.get("code") == "refused" else ControlFailed
-            raise kind(str(failure.get("message")))
+            raise ERRORS.get(str(failure.get("code")), ControlFailed)(str(failure.get("message")))
         return dict(answer["result"])
 
     async def _wait(self, pending: _Pending, pulses: int) -> bool:

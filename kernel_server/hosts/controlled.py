@@ -32,16 +32,18 @@ from kernel_server.hosts.base import (
     Staged,
     Usage,
 )
-from kernel_server.hosts.control import PULSE_SECONDS, Control, ControlFailed, ControlRefused
+from kernel_server.hosts.control import PULSE_SECONDS, Control, ControlFailed, ControlRefused, ControlSaid
 from kernel_server.hosts.handles import Handles
 from kernel_server.hosts.rundir import RunFolder, parent_folders, read_record, run_folders
 from kernel_server.packages.environment import Environment, read_environment
+from kernel_server.text import one_line, session_says
 
 logger = logging.getLogger(__name__)
 
 # kernel_host ends a helper after 900 s; a copy of many GB may take that long.
 TRANSFER_SECONDS = 930.0
 INSTALL_SECONDS = 330.0  # kernel_host gives up after 300 s
+MAX_SAID = 1_000  # characters of what programs in a session say
 OOM_SECONDS = 2.0  # the kernel kills several in one go: a SIGKILL so soon after is one of them
 MOST_OF_LIMIT, LEAST_OF_MACHINE = 0.75, 0.1  # of memory: in use and available, before it is called short
 SIGNATURE_SCHEME = "hmac-sha256"
@@ -344,7 +346,8 @@ class ControlledHost:
         try:
             return await self._control.request(op, **arguments)
         except (ControlRefused, ControlFailed) as error:
-            raise PackageError(f"The packages could not be installed: {error}") from error
+            said = one_line(str(error), MAX_SAID)  # by uv, of files that the session has made
+            raise PackageError(f"The packages could not be installed: {said}") from error
 
     async def put(self, session_id: str, path: str, make_tar: Callable[[int], Iterator[bytes]], name: str) -> str:
         async with self._staging(session_id) as (staging, folder, uid):
@@ -438,8 +441,10 @@ def _staged(told: dict[str, Any]) -> Staged:
 def _as_checkpoint_error() -> Iterator[None]:
     try:
         yield
+    except ControlSaid as error:
+        raise CheckpointError(session_says(str(error))) from error
     except (ControlRefused, ControlFailed) as error:
-        raise CheckpointError(str(error)) from error
+        raise CheckpointError(one_line(str(error), MAX_SAID)) from error
 
 
 def _record_name(session_id: str) -> str:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from dataclasses import dataclass, field
 from typing import Literal
 
 from kernel_server.hosts.base import Death, Exceeded, HostDescription
 from kernel_server.kernels.changes import Changes
-from kernel_server.kernels.outputs import Outputs, Stream
-from kernel_server.text import counted, human_size
+from kernel_server.kernels.outputs import Error, Outputs, Stream
+from kernel_server.text import counted, human_size, strip_ansi
 
 # In the end of what they print, programs say why they have failed.
 PRINTED_OUTPUTS, PRINTED_CHARACTERS = 8, 4_000
+
+TRY_AGAIN = "[Errno 11]"  # EAGAIN: a limit of processes only where one was being started
+# The line of a frame at which it stands, as IPython shows it; and the calls that fail in this way, such as os.fork(),
+# os.forkpty(), and those of subprocess and multiprocessing.
+_RAISING = re.compile(r"^-+> *\d+ (.*)", re.MULTILINE)
+_LITERAL = re.compile(r"'[^']*'|\"[^\"]*\"")
+_FORK = re.compile(r"\b_?(fork|fork1|forkpty|fork_exec|posix_spawnp?)\(")
 
 Status = Literal["ok", "error", "running", "interrupted", "timeout", "died"]
 
@@ -119,9 +127,15 @@ def explain_error(outputs: Outputs, description: HostDescription) -> list[str]:
     )
     for what, hints in ((said, description.hints), (printed, description.printed_hints)):
         for sign, hint in hints.items():
-            if hint and sign in what:
+            if hint and sign in what and not (sign == TRY_AGAIN and error and not _forked(error)):
                 return [hint]
     return []
+
+
+def _forked(error: Error) -> bool:
+    """Whether the line that raised it starts a process: sockets, pipes and locks say EAGAIN, too."""
+    frames = [strip_ansi(frame) for frame in error.traceback if _RAISING.search(strip_ansi(frame))]
+    return bool(frames) and any(_FORK.search(_LITERAL.sub("", line)) for line in _RAISING.findall(frames[-1]))
 
 
 def _signal_name(number: int) -> str:

@@ -21,12 +21,13 @@ from kernel_server.errors import KernelError, RequestError
 from kernel_server.kernels.executions import Input
 from kernel_server.sessions.jobs import Job
 from kernel_server.sessions.session import PROGRESS_SECONDS, OnProgress, Session
-from kernel_server.text import clean
+from kernel_server.text import one_line
 from kernel_server.tools.services import services
 
 logger = logging.getLogger(__name__)
 
 ANSWER = "answer"  # key of the request and of its response
+MAX_PROMPT = 500  # characters
 FIRST_MODERN = "2026-07-28"
 # The form that a person fills in. Nothing is required: to press Enter is an answer, too.
 FORM: dict[str, Any] = {"type": "object", "properties": {"value": {"type": "string", "title": "Answer", "default": ""}}}
@@ -101,10 +102,10 @@ async def _answer(session: Session, job: Job, number: int, value: str | None) ->
 
 
 def _message(asked: Input) -> str:
-    """Says who asks: the prompt was written by whoever wrote the code."""
+    """Says who asks: the prompt was written by whoever wrote the code, and is shown in one line and in quotes."""
     message = "Python code in the sandbox asks for input"
-    if prompt := clean(asked.prompt or "").strip():
-        message += f": {prompt}"
+    if prompt := one_line(asked.prompt or "", MAX_PROMPT):
+        message += f": {prompt!r}"
     if asked.password:
         message += "\n(The answer goes to the code alone; it is not written to the result, the notebook or a log.)"
     return message

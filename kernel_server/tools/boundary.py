@@ -22,12 +22,21 @@ from mcp.types import (
 )
 from pydantic import AnyUrl, ValidationError
 
-from kernel_server.errors import EngineError, KernelError, KernelServerError
+from kernel_server.errors import (
+    CheckpointError,
+    EngineError,
+    KernelError,
+    KernelServerError,
+    PackageError,
+    SessionLimit,
+)
 from kernel_server.text import cut_middle, harmless, one_line
 from kernel_server.tools.resources import VARYING_TYPE, explain_unknown, live_notebooks, with_type
 from kernel_server.tools.services import Services
 from kernel_server.tools.stdio import serve_stdio
 
+# Errors that have lines: what a session has said of itself in them is one line for each reason, see `text.session_says`.
+LISTING = (SessionLimit, EngineError, PackageError, CheckpointError)
 MAX_MESSAGE_BYTES = 4_000
 MAX_NAME, MAX_NAMED = 80, 5  # characters of a name that nobody knows, and how many of them are told
 
@@ -78,7 +87,7 @@ class KernelMCPServer(MCPServer[Services]):
         except ToolError as error:
             cause = error.__cause__
             if isinstance(cause, KernelServerError):
-                raise ToolError(_short(str(cause))) from cause
+                raise ToolError(_short(_told(cause))) from cause
             if isinstance(cause, ValidationError):
                 raise ToolError(_short(_explain(name, cause))) from None
             if isinstance(cause, OSError) and cause.strerror:  # the server has run out of something
@@ -113,9 +122,9 @@ class KernelMCPServer(MCPServer[Services]):
         except ResourceError as error:
             cause = error.__cause__
             if isinstance(cause, EngineError | KernelError):
-                raise ResourceError(harmless(str(cause))) from cause
+                raise ResourceError(_short(_told(cause))) from cause
             if isinstance(cause, KernelServerError):
-                raise ResourceNotFoundError(harmless(str(cause))) from cause
+                raise ResourceNotFoundError(_short(_told(cause))) from cause
             if isinstance(error, ResourceNotFoundError):
                 raise ResourceNotFoundError(explain_unknown(str(uri))) from None
             raise
@@ -136,6 +145,14 @@ class KernelMCPServer(MCPServer[Services]):
             listed = " ".join(f"{_quoted(argument)}.{_suggest(argument, accepted)}" for argument in unknown[:MAX_NAMED])
             takes = f"takes {', '.join(accepted)}" if accepted else "takes no arguments"
             raise ToolError(f"{name}: unknown argument {listed} {name} {takes}. Nothing was done.")
+
+
+def _told(error: KernelServerError) -> str:
+    """Its message: in one line, unless it is one of those that list what the server has found itself.
+
+    Names of files and what a container says may hold ends of lines, after which a session could go on as the server.
+    """
+    return str(error) if isinstance(error, LISTING) else " ".join(str(error).splitlines())
 
 
 def _short(message: str) -> str:

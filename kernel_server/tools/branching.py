@@ -10,7 +10,7 @@ from pydantic import Field
 
 from kernel_server.hosts.base import Restored
 from kernel_server.sessions.checkpoints import Checkpoint
-from kernel_server.text import counted, human_size, one_line
+from kernel_server.text import counted, human_size, quoted
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import services, text_result
 
@@ -80,7 +80,7 @@ async def rollback(
         _files(restored),
     ]
     lines += [
-        f"[{one_line(path, 200)} was open then and is not there any more: reading it gives nothing.]"
+        f"[{quoted(path)} was open then and is not there any more: reading it gives nothing.]"
         for path in restored.lost[:MAX_SHOWN]
     ]
     meta = {
@@ -105,7 +105,7 @@ def _files(restored: Restored) -> str:
 
 
 def _listed(paths: list[str]) -> str:
-    shown = ", ".join(one_line(path, 200) for path in paths[:MAX_SHOWN])
+    shown = ", ".join(quoted(path) for path in paths[:MAX_SHOWN])
     return f"{shown} and {len(paths) - MAX_SHOWN} more" if len(paths) > MAX_SHOWN else shown
 
 

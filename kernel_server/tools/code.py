@@ -5,9 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import anyio
+import anyio.to_thread
 from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult, InputRequiredResult, ToolAnnotations
 from pydantic import Field
@@ -15,14 +17,16 @@ from pydantic import Field
 from kernel_server.errors import FileError, RequestError
 from kernel_server.files.paths import SHARED, container_path
 from kernel_server.sessions.jobs import Job
-from kernel_server.sessions.results import Cell
+from kernel_server.sessions.results import Cell, CellResult
 from kernel_server.sessions.session import OnProgress, Session
+from kernel_server.text import one_line
 from kernel_server.tools.asking import ask, can_ask, resume
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.packages import hints
-from kernel_server.tools.render import render
+from kernel_server.tools.render import render, settled
 from kernel_server.tools.services import reporting, services, text_result
 
+MAX_NOTE = 2_000  # characters
 SessionId = Annotated[
     str,
     Field(description="The id that init returned. Empty: a new session for this call alone; nothing of it stays."),
@@ -53,7 +57,8 @@ async def run_code(
     Variables, imports and functions stay for the next call with the same session_id. What comes back, in order:
     printed text, the value of the last expression, images (matplotlib figures come as PNG, no plt.show() needed),
     and the traceback if the code raises. IPython syntax works: !ls, %timeit, await at top level.
-    A last line says which variables and files the cell created, changed or removed: no need to print to find out.
+    A last block, marked [kernel-server], is not printed by the code: it says which variables and files the cell created,
+    changed or removed (no need to print to find out), and why a cell was stopped.
     The working directory is the session's workspace. init says whether there is a network.
     Long text is cut in the middle: print less, or write a file and read parts of it.
     If the code fails, the session goes on: fix the code and run it again. If the kernel itself dies (exit(), memory,
@@ -144,8 +149,9 @@ async def interrupt(
     if job is None:
         return text_result("Nothing is running in this session.")
     if job.result is None:
-        return text_result(f"The code did not stop in time. {job.failure or 'Call wait to see what happens.'}")
-    notes = "".join(f"\n[{note}]" for note in job.result.notes)
+        why = one_line(str(job.failure), MAX_NOTE) if job.failure else "Call wait to see what happens."
+        return text_result(f"The code did not stop in time. {why}")
+    notes = "".join(f"\n[{one_line(note, MAX_NOTE)}]" for note in job.result.notes)
     return text_result(f"Interrupted after {job.result.seconds:.1f} s. Call wait for its output.{notes}")
 
 
@@ -180,14 +186,22 @@ async def _collect(ctx: Context, session: Session, job: Job, wait: float, *, one
         if not job.input.asked.is_set() or not can_ask(ctx):
             told = hints(job.cell.code, result, session.host.description, services(ctx).installer.allowed)
             result = replace(result, notes=[*result.notes, *told])
-            return render(result, services(ctx).output_bytes, one_shot=one_shot)
+            return await _rendered(ctx, result, one_shot=one_shot)
         if (needed := await ask(ctx, session, job, _reporting(ctx))) is not None:
             return needed
 
 
+async def _rendered(ctx: Context, result: CellResult, *, one_shot: bool) -> CallToolResult:
+    """In a thread: megabytes of text and hostile pictures of one session must not hold up the others."""
+    parts = services(ctx)
+    make = partial(render, settled(result), parts.output_bytes, parts.decoder.check, one_shot=one_shot)
+    return await anyio.to_thread.run_sync(make, limiter=parts.renderers, abandon_on_cancel=True)
+
+
 def _reporting(ctx: Context) -> OnProgress:
     async def report(seconds: float, last_line: str) -> None:
-        await ctx.report_progress(seconds, None, last_line or f"running for {seconds:.0f} s")
+        message = f"the code printed: {last_line}" if last_line else f"running for {seconds:.0f} s"
+        await ctx.report_progress(seconds, None, message)
 
     return report
 

@@ -18,7 +18,7 @@ from kernel_server.files.paths import MAX_PATH_BYTES, SHARED, ContainerPath, loc
 from kernel_server.files.rules import LeftOut
 from kernel_server.files.transfer import Sending, free_bytes, open_to_send, receive, write_pieces
 from kernel_server.sessions.session import Session
-from kernel_server.text import counted, human_size, one_line
+from kernel_server.text import counted, human_size, one_line, quoted
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import find_host, in_use, services, text_result
 from kernel_server.transcripts.notebook import notebook_pieces
@@ -197,7 +197,7 @@ def _not_written(left_out: LeftOut) -> str:
 
 
 def _some(names: list[str], count: int) -> str:
-    shown = ", ".join(one_line(name) for name in names[:MAX_SKIPPED_SHOWN])
+    shown = ", ".join(quoted(name) for name in names[:MAX_SKIPPED_SHOWN])
     return f"{shown} and {count - MAX_SKIPPED_SHOWN} more" if count > MAX_SKIPPED_SHOWN else shown
 
 

@@ -20,6 +20,7 @@ from kernel_server.hosts.base import FoundFile, Usage
 from kernel_server.sessions.session import Session
 from kernel_server.text import clean, human_size, one_line
 from kernel_server.tools.boundary import KernelMCPServer
+from kernel_server.tools.notes import session_result
 from kernel_server.tools.services import find_host, in_use, services, text_result
 
 LOOKS_AT_A_TIME = 4  # each forks a helper; interrupts and new kernels must not wait for those of 32 sessions
@@ -144,7 +145,7 @@ def _session_line(info: SessionInfo) -> str:
     if info.memory is not None:
         parts += [f"memory {human_size(info.memory)}", f"CPU {info.cpu:.1f} s"]
     if info.running:
-        parts.append(f"running for {info.running_seconds:.0f} s: {info.running}")
+        parts.append(f"running for {info.running_seconds:.0f} s: {info.running!r}")
     if info.waiting:
         parts.append(f"{info.waiting} waiting")
     if info.parent:
@@ -169,10 +170,8 @@ async def list_files(
     async with in_use(session):
         found, more = await host.list_files(owner, wanted.relative)
     listed = FileList(files=[FileInfo(path=clean(f.path), size=f.size, modified=f.modified) for f in found], more=more)
-    lines = [_file_line(file) for file in found]
-    if more:
-        lines.append(f"[and {more} more; list a folder in it]")
-    return text_result("\n".join(lines) or "(no files)", listed)
+    text = "\n".join(_file_line(file) for file in found) or "(no files)"
+    return session_result(text, [f"and {more} more; list a folder in it" if more else ""], listed)
 
 
 def _file_line(file: FoundFile) -> str:

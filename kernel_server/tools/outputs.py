@@ -11,8 +11,9 @@ from pydantic import Field
 
 from kernel_server.text import counted
 from kernel_server.tools.boundary import KernelMCPServer
+from kernel_server.tools.notes import session_result
 from kernel_server.tools.recorded import cell_text
-from kernel_server.tools.services import services, text_result
+from kernel_server.tools.services import services
 
 SHORTEST_PAGE = 500  # characters; for a very small PY_EXEC_OUTPUT_BYTES
 
@@ -31,25 +32,26 @@ async def read_output(
     text = await cell_text(services(ctx).registry, session_id, execution_count)
     if pattern:
         text = await anyio.to_thread.run_sync(_matching_lines, text, pattern)
+        if not text:
+            return session_result("", [f"no line holds {pattern!r}"])
     limit = max(services(ctx).output_bytes * 2 // 3, SHORTEST_PAGE)  # characters may take more than a byte
-    return text_result(_page(text, offset, limit))
+    page = text[offset : offset + limit]
+    return session_result(page, [_place(offset, len(page), len(text))])
 
 
 def _matching_lines(text: str, pattern: str) -> str:
     wanted = pattern.casefold()
     lines = [f"{number}: {line}" for number, line in enumerate(text.splitlines(), 1) if wanted in line.casefold()]
-    return "\n".join(lines) or f"[no line holds {pattern!r}]"
+    return "\n".join(lines)
 
 
-def _page(text: str, offset: int, limit: int) -> str:
-    if not text:
-        return "(no output)"
-    page = text[offset : offset + limit]
-    end = offset + len(page)
-    if offset == 0 and end == len(text):
-        return page
-    rest = f"; go on with offset={end}" if end < len(text) else ", the end"
-    return f"{page}\n[characters {offset} to {end} of {counted(len(text), 'character')}{rest}]"
+def _place(offset: int, shown: int, whole: int) -> str:
+    """Where in a text a page is; "" if it is all of it."""
+    if shown == whole:
+        return ""
+    end = offset + shown
+    rest = f"; go on with offset={end}" if end < whole else ", the end"
+    return f"characters {offset} to {end} of {counted(whole, 'character')}{rest}"
 
 
 def register(server: KernelMCPServer) -> None:

@@ -17,11 +17,12 @@ from kernel_server.packages.requirements import Allowed
 from kernel_server.sessions.installs import Install, Installed
 from kernel_server.sessions.results import CellResult
 from kernel_server.sessions.session import OnProgress
-from kernel_server.text import clean, one_line
+from kernel_server.text import one_line
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.services import services, text_result
 
 MAX_LISTED_CHARACTERS = 500
+MAX_LINE = 1_000  # characters
 INSTEAD_OF_PIP = (
     "Without a network pip finds nothing. Call the tool install_packages: it fetches packages from outside."
 )
@@ -74,7 +75,7 @@ def _text(outcome: Installed | Install) -> str:
     lines = [f"installed {name}=={version}{_instead(plan.replaced.get(name))}" for name, version in plan.wanted.items()]
     lines += [f"already there: {name}=={version}" for name, version in plan.present.items()]
     lines += [f"[{note}]" for note in outcome.notes]
-    return clean("\n".join(lines))
+    return "\n".join(one_line(line, MAX_LINE) for line in lines)
 
 
 def _instead(version: str | None) -> str:

@@ -1,15 +1,15 @@
-"""Which picture of a MIME bundle a client gets: checked as far as that goes without decoding one.
+"""Which picture of a MIME bundle a client gets: none that is not surely sound, and no more than a result can hold.
 
-Some models refuse a whole conversation for one broken image, so what is not surely sound is not sent. What is too
-large was made smaller in the kernel, see `container/kernel_host/pictures.py`.
+Some models refuse a whole conversation for one broken image, so what cannot be decoded is not sent. What is too large
+was made smaller in the kernel, see `container/kernel_host/pictures.py`.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import struct
-import zlib
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mcp.types import ImageContent
@@ -17,14 +17,15 @@ from mcp.types import ImageContent
 from kernel_server.kernels.outputs import Display
 from kernel_server.kernels.previews import Preview
 from kernel_server.text import human_size
+from kernel_server.tools.decoding import CHECK_SECONDS, IMAGE_TYPES, Verdict
+from kernel_server.tools.formats import MAX_SIDE, size_of
 
 # Of all images of one result: Claude Desktop refuses more than 1 MB, text included.
 MAX_IMAGES_BASE64 = 700_000
-MAX_SIDE = 1500  # pixels
-IMAGE_TYPES = ("image/png", "image/jpeg")
-MAX_PARTS = 5_000  # of a file; real ones have some dozens
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_SECONDS = 6.0  # that the pictures of one result are decoded for
 SMALLER_HINT = "Make it smaller, for example with plt.figure(dpi=72), or save it to a file and use cp_out"
+
+Check = Callable[[str, bytes, float], Verdict]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class _Image:
-    """An image that is sound as far as its frame goes; `data` is base64."""
+    """An image that is sound as far as its structure goes; `data` is base64."""
 
     mime_type: str
     data: str
@@ -52,6 +53,10 @@ class _Image:
     def fits(self, room: int) -> bool:
         return len(self.data) <= room and max(self.width, self.height) <= MAX_SIDE
 
+    @property
+    def decoded(self) -> bytes:
+        return base64.b64decode(self.data)
+
 
 class Gallery:
     """The pictures of one result.
@@ -60,27 +65,45 @@ class Gallery:
         downscaled, left_out: how many of them were sent as a preview, or not at all.
     """
 
-    def __init__(self, *, session_kept: bool) -> None:
-        """`session_kept`: the session lives on, so that files of its workspace can be had."""
+    def __init__(self, check: Check, *, session_kept: bool) -> None:
+        """`session_kept`: the session lives on, so that files of its workspace can be had; `check` as `Decoder.check`."""
         self.downscaled = self.left_out = 0
+        self._check = check
         self._room = MAX_IMAGES_BASE64
+        self._deadline = time.monotonic() + MAX_SECONDS
         self._session_kept = session_kept
 
     def show(self, display: Display) -> Shown | None:
-        """Decides about the picture of a bundle; None if it has none that is sound."""
+        """Decides about the picture of a bundle; None if it has none that is sound.
+
+        Takes at most MAX_SECONDS for all pictures together; blocks for as long.
+        """
         about = display.preview or Preview()
-        preview = _checked(about.mime_type, about.data)
-        if preview and preview.fits(self._room):
+        verdicts: set[Verdict] = set()
+        preview = _read(about.mime_type, about.data)
+        if preview and preview.fits(self._room) and self._is_sound(preview, verdicts):
             self.downscaled += 1
             return self._sent(preview, _about_preview(preview, about, self._session_kept))
-        sound = [image for kind in IMAGE_TYPES if (image := _checked(kind, display.data.get(kind)))]
-        for image in sound:
-            if image.fits(self._room):
+        images = [image for kind in IMAGE_TYPES if (image := _read(kind, display.data.get(kind)))]
+        for image in images:
+            if image.fits(self._room) and self._is_sound(image, verdicts):
                 return self._sent(image)
-        if not sound and not about.original:
+        if "unknown" in verdicts:
+            self.left_out += 1
+            return Shown(None, _about_unchecked(about, self._session_kept))
+        too_large = [image for image in images if not image.fits(self._room)]
+        if not too_large and not about.original:
             return None
         self.left_out += 1
-        return Shown(None, _about_missing(sound[0] if sound else None, about, self._session_kept))
+        if "broken" in verdicts and not too_large:
+            return Shown(None, _about_broken(about, self._session_kept))
+        return Shown(None, _about_missing(too_large[0] if too_large else None, about, self._session_kept))
+
+    def _is_sound(self, image: _Image, verdicts: set[Verdict]) -> bool:
+        seconds = min(CHECK_SECONDS, self._deadline - time.monotonic())
+        verdict = self._check(image.mime_type, image.decoded, seconds) if seconds > 0 else "unknown"
+        verdicts.add(verdict)
+        return verdict == "sound"
 
     def _sent(self, image: _Image, note: str = "") -> Shown:
         self._room -= len(image.data)
@@ -106,51 +129,27 @@ def _about_missing(image: _Image | None, about: Preview, session_kept: bool) -> 
     return f"[an image of {size} was left out: too much for one result. {how}]"
 
 
-def _checked(mime_type: str, data: object) -> _Image | None:
-    """The image if its base64, its signature and its structure are right; its pixels are not looked at."""
+def _about_unchecked(about: Preview, session_kept: bool) -> str:
+    return f"[an image was left out: it could not be checked in time. {_where(about, session_kept)}; display it again alone]"
+
+
+def _about_broken(about: Preview, session_kept: bool) -> str:
+    return f"[an image was left out: it could not be decoded. {_where(about, session_kept)}]"
+
+
+def _where(about: Preview, session_kept: bool) -> str:
+    if about.original and session_kept:
+        return f"The original is in {about.original}"
+    return "The notebook has it (export_notebook)"
+
+
+def _read(mime_type: str, data: object) -> _Image | None:
+    """The image if its base64 and its structure are those of its type; its pixels are not looked at."""
     if mime_type not in IMAGE_TYPES or not isinstance(data, str) or not data:
         return None
     compact = "".join(data.split())
     try:
-        decoded = base64.b64decode(compact, validate=True)
-        size = (_png_size if mime_type == "image/png" else _jpeg_size)(decoded)
-    except (binascii.Error, ValueError, IndexError, struct.error):
+        size = size_of(mime_type, base64.b64decode(compact, validate=True))
+    except (binascii.Error, ValueError):
         return None
-    return _Image(mime_type, compact, *size) if size and min(size) > 0 else None
-
-
-def _png_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height, if every chunk up to the last is whole: https://www.w3.org/TR/png-3/#5DataRep."""
-    if not data.startswith(PNG_SIGNATURE) or data[12:16] != b"IHDR":
-        return None
-    width, height = struct.unpack_from(">II", data, 16)
-    position = len(PNG_SIGNATURE)
-    for _ in range(MAX_PARTS):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 8 + length
-        (checksum,) = struct.unpack_from(">I", data, end)
-        if zlib.crc32(memoryview(data)[position + 4 : end]) != checksum:
-            return None
-        if kind == b"IEND":
-            return width, height
-        position = end + 4
-    return None
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height, if there are a frame, a scan and an end: ITU-T T.81, annex B."""
-    size, position = None, 2
-    if not data.startswith(b"\xff\xd8\xff"):
-        return None
-    for _ in range(MAX_PARTS):
-        start, marker, length = struct.unpack_from(">BBH", data, position)
-        if start != 0xFF:
-            return None
-        if marker == 0xDA:
-            return size if data.rfind(b"\xff\xd9") > position else None
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, position + 5)
-            size = width, height
-        fill_byte = marker == 0xFF
-        position += 1 if fill_byte else 2 + length
-    return None
+    return _Image(mime_type, compact, *size) if size else None

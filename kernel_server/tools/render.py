@@ -1,24 +1,33 @@
-"""A cell's result as content blocks: text, images and errors in the order in which they came."""
+"""A cell's result as content blocks: text, images and errors in the order in which they came, then the server's notes.
+
+Captions of images, headings of late output, and lines that say where something was cut stand where they belong, in the
+text of the cell: they are for convenience, and a cell can print the like.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mcp.types import CallToolResult, ContentBlock, ImageContent, TextContent
 
 from kernel_server.kernels.changes import Changes
-from kernel_server.kernels.outputs import Display, Error, Output, Stream
+from kernel_server.kernels.outputs import Display, Error, Output, Outputs, Stream
 from kernel_server.sessions.results import CellResult
 from kernel_server.text import clean, counted, cut_middle, settle, strip_ansi
 from kernel_server.tools.bundles import bundle_text
+from kernel_server.tools.decoding import IMAGE_TYPES
 from kernel_server.tools.meta import Truncated, result_meta
-from kernel_server.tools.pictures import IMAGE_TYPES, Gallery
+from kernel_server.tools.notes import unmarked, with_notes
+from kernel_server.tools.pictures import Check, Gallery
 from kernel_server.tools.summary import change_line
 from kernel_server.tools.tracebacks import HINTS, brief
 
 LATE = "[output of earlier cells, since their end:]"
 OF_THIS_CELL = "[output of this cell:]"
+CHANGES_ELSEWHERE = "list_variables and list_files have all"
+LEAST_NOTES = 1_000  # bytes, however small a result may be
 TIMEOUT_HINT = "Pass a larger timeout, or split the work into smaller cells."
 
 
@@ -33,33 +42,51 @@ class _Text:
 Piece = _Text | ImageContent
 
 
-def render(result: CellResult, output_bytes: int, *, one_shot: bool = False) -> CallToolResult:
+def settled(result: CellResult) -> CellResult:
+    """The same, for another thread to render: of a cell that is running, the outputs as they are now."""
+    return replace(result, outputs=_copied(result.outputs), late=_copied(result.late), notes=list(result.notes))
+
+
+def render(result: CellResult, output_bytes: int, check: Check, *, one_shot: bool = False) -> CallToolResult:
     """The result of a tool that ran code; `content` only, since clients drop content beside structured output.
 
+    Blocks for as long as it takes to look at text and pictures: for a thread of its own, see `settled`.
+
     Args:
+        check: `Decoder.check`, for pictures.
         one_shot: the session is gone, so that its variables and files are of no interest.
     """
     if one_shot or result.status == "died":
         result = replace(result, changes=Changes())
-    gallery = Gallery(session_kept=not one_shot)
+    gallery = Gallery(check, session_kept=not one_shot)
+    notes = [*_remarks(result), change_line(result.changes)]
+    about = [_Text(note) for note in notes if note]
+    left_out = _fit(about, max(output_bytes // 3, LEAST_NOTES), LEAST_NOTES, CHANGES_ELSEWHERE)
     pieces = _pieces(result, gallery)
-    left_out = _fit(pieces, output_bytes, _how_to_get_the_rest(result))
-    content = _join(pieces) or [TextContent(type="text", text="(no output)")]
+    room = max(output_bytes - sum(len(note.text.encode()) for note in about), output_bytes // 3)
+    left_out += _fit(pieces, room, output_bytes // 10, _how_to_get_the_rest(result))
     truncated = Truncated(
         text_bytes=left_out,
         images=gallery.left_out,
         images_downscaled=gallery.downscaled,
         outputs=result.outputs.dropped + result.late.dropped,
     )
+    content = with_notes(_join(pieces), [piece.text for piece in about])
     return CallToolResult(content=content, _meta=result_meta(result, truncated))
+
+
+def _copied(outputs: Outputs) -> Outputs:
+    items = [
+        Stream(item.name, item.head, item.tail, item.dropped) if isinstance(item, Stream) else replace(item)
+        for item in outputs.items
+    ]
+    return Outputs(items, outputs.dropped)
 
 
 def _pieces(result: CellResult, gallery: Gallery) -> list[Piece]:
     pieces = _shown(result.outputs.items, gallery)
     if late := _shown(result.late.items, gallery):
         pieces = [_Text(LATE), *late, *([_Text(OF_THIS_CELL)] if pieces else []), *pieces]
-    pieces.extend(_Text(f"[{remark}]") for remark in _remarks(result))
-    pieces.append(_Text(change_line(result.changes)))
     return [piece for piece in pieces if not isinstance(piece, _Text) or piece.text.strip()]
 
 
@@ -84,18 +111,15 @@ def _remarks(result: CellResult) -> list[str]:
         remarks.append(f"The cell was stopped after {result.seconds:.1f} s: its timeout. {TIMEOUT_HINT}")
     elif result.status == "interrupted":
         remarks.append("The cell was interrupted.")
-    return remarks + result.notes
+    error = result.outputs.error
+    hint = HINTS.get(error.ename, "") if error else ""
+    return [clean(remark) for remark in [*remarks, hint, *result.notes]]
 
 
 def _text_piece(output: Output) -> _Text:
     if isinstance(output, Stream):
-        return _Text(clean(settle(strip_ansi(output.head + output.tail))), output.dropped)
-    return _Text(clean(_traceback(output) if isinstance(output, Error) else bundle_text(output.data)))
-
-
-def _traceback(error: Error) -> str:
-    hint = HINTS.get(error.ename)
-    return f"{brief(error)}\n{hint}" if hint else brief(error)
+        return _Text(unmarked(clean(settle(strip_ansi(output.head + output.tail)))), output.dropped)
+    return _Text(unmarked(clean(brief(output) if isinstance(output, Error) else bundle_text(output.data))))
 
 
 def recorded_text(outputs: list[dict[str, Any]]) -> str:
@@ -105,12 +129,12 @@ def recorded_text(outputs: list[dict[str, Any]]) -> str:
         if output["output_type"] == "stream":
             parts.append(settle(strip_ansi(output["text"])))
         elif output["output_type"] == "error":
-            parts.append(_traceback(Error(output["ename"], output["evalue"], output["traceback"])))
+            parts.append(brief(Error(output["ename"], output["evalue"], output["traceback"])))
         elif image := next((mime_type for mime_type in IMAGE_TYPES if mime_type in output["data"]), ""):
             parts.append(f"[{image}]")
         else:
             parts.append(bundle_text(output["data"]))
-    return clean("\n".join(part.rstrip("\n") for part in parts))
+    return unmarked(clean("\n".join(part.rstrip("\n") for part in parts)))
 
 
 def _how_to_get_the_rest(result: CellResult) -> str:
@@ -121,8 +145,8 @@ def _how_to_get_the_rest(result: CellResult) -> str:
     )
 
 
-def _fit(pieces: list[Piece], limit: int, how_to_get_the_rest: str) -> int:
-    """Cuts the longest texts until all of them fit; short ones, such as a traceback, stay whole.
+def _fit(pieces: Sequence[Piece], limit: int, short: int, how_to_get_the_rest: str) -> int:
+    """Cuts the longest texts until all of them fit; those of at most `short` bytes, such as a traceback, stay whole.
 
     Returns:
         How many bytes are missing.
@@ -132,7 +156,7 @@ def _fit(pieces: list[Piece], limit: int, how_to_get_the_rest: str) -> int:
     missing = sum(piece.dropped for piece in texts)
     for piece in sorted(texts, key=lambda piece: -len(piece.text)):
         size = len(piece.text.encode())
-        keep = min(size, max(size - max(excess, 0), limit // 10))
+        keep = min(size, max(size - max(excess, 0), short))
         piece.text = cut_middle(piece.text, keep, how_to_get_the_rest, piece.dropped)
         excess -= size - keep
         missing += size - keep

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import anyio
 from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult, TextContent
 from pydantic import BaseModel
@@ -17,6 +18,7 @@ from kernel_server.sessions.fleet import OnWait
 from kernel_server.sessions.installs import Installer
 from kernel_server.sessions.registry import Registry
 from kernel_server.sessions.session import Session
+from kernel_server.tools.decoding import Decoder
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Services:
         wait: default for how long a call waits for its cell, in seconds.
         output_bytes: budget for the text of one result.
         rules: what sessions may write to the output folder.
+        decoder: finds out which pictures can be sent.
+        renderers: how many results are made at a time, each in a thread.
     """
 
     registry: Registry
@@ -37,6 +41,8 @@ class Services:
     timeout: float
     wait: float
     output_bytes: int
+    decoder: Decoder
+    renderers: anyio.CapacityLimiter
     rules: Rules = field(default_factory=Rules)
 
 

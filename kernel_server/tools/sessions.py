@@ -11,15 +11,18 @@ from pydantic import BaseModel, Field
 from kernel_server.hosts.base import HostDescription
 from kernel_server.text import counted, one_line
 from kernel_server.tools.boundary import KernelMCPServer
+from kernel_server.tools.notes import EXPLANATION, session_result
 from kernel_server.tools.services import find_host, in_use, reporting, services, text_result
 
+MAX_NAME = 100  # characters of a package's name or version
+THE_REST = "importlib.metadata.version('NAME') in a cell says whether one is there"
 SESSION_META = "kernel_server/session"
 
 
 class Packages(BaseModel):
     """What list_packages found."""
 
-    packages: dict[str, str] = Field(description="Version of each package by name.")
+    packages: dict[str, str] = Field(description="Version of each package by name; as many as are in the text.")
 
 
 async def init(ctx: Context) -> CallToolResult:
@@ -47,7 +50,7 @@ def _describe(session_id: str, workspace: str, host: HostDescription, ttl: float
     ]
     if host.limits:
         lines.append(f"limits: {host.limits}")
-    lines.append(f"isolation: {host.isolation}")
+    lines += [f"isolation: {host.isolation}", EXPLANATION]
     return "\n".join(lines)
 
 
@@ -90,8 +93,17 @@ async def list_packages(
     host, session = await find_host(ctx, session_id)
     async with in_use(session):
         found = await host.packages(session_id)
-    text = "\n".join(f"{name}=={version}" for name, version in found)
-    return text_result(text, Packages(packages=dict(found)))
+    listed = Packages(packages={})
+    lines: list[str] = []
+    room = services(ctx).output_bytes
+    for name, version in ((one_line(name, MAX_NAME), one_line(version, MAX_NAME)) for name, version in found):
+        room -= len(f"{name}=={version}\n".encode())
+        if room < 0:
+            break
+        lines.append(f"{name}=={version}")
+        listed.packages[name] = version
+    more = f"and {len(found) - len(lines)} more; {THE_REST}" if len(lines) < len(found) else ""
+    return session_result("\n".join(lines), [more], listed)
 
 
 def register(server: KernelMCPServer) -> None:

@@ -1,4 +1,4 @@
-"""What a cell changed, as the last line of its result, so that the model need not print to find out."""
+"""What a cell changed, as the last of the notes on its result, so that the model need not print to find out."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from kernel_server.kernels.changes import Changes, File, FileChanges, Kind, Variable, VariableChanges
-from kernel_server.text import human_size, one_line
+from kernel_server.text import human_size, quoted
 
 MAX_SHOWN = 12  # of each kind; the rest is counted
+MAX_NAME = 100  # characters
 WORDS: dict[Kind, str] = {"created": "new", "changed": "changed", "removed": "removed"}
 
 T = TypeVar("T")
 
 
 def change_line(changes: Changes) -> str:
-    """Such as `[variables: new df DataFrame (3, 2), n int; removed x. files: new out.csv (1.2 KB)]`; "" for nothing."""
+    """Such as `variables: new df DataFrame (3, 2), n int; removed x. files: new out.csv (1.2 KB)`; "" for nothing."""
     parts = [
         f"{noun}: {text}"
         for noun, text in (
@@ -24,20 +25,20 @@ def change_line(changes: Changes) -> str:
         )
         if text
     ]
-    return f"[{'. '.join(parts)}]" if parts else ""
+    return ". ".join(parts)
 
 
 def describe_variable(variable: Variable) -> str:
     """Such as `a ndarray float64 (3, 2)`."""
-    parts = [variable.name, variable.type, variable.dtype]
+    parts = [quoted(part, MAX_NAME) for part in (variable.name, variable.type, variable.dtype) if part]
     if variable.shape is not None:
         parts.append(f"({', '.join(map(str, variable.shape))})")
-    return one_line(" ".join(part for part in parts if part), 200)
+    return " ".join(parts)
 
 
 def _describe_file(file: File) -> str:
     size = f" ({human_size(file.size)})" if file.size is not None else ""
-    return one_line(file.path, 200) + size
+    return quoted(file.path) + size
 
 
 def _kinds(changes: VariableChanges | FileChanges, describe: Callable[[T], str]) -> str:

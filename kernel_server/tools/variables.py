@@ -13,7 +13,8 @@ from kernel_server.sessions.session import Session
 from kernel_server.text import clean, counted, cut_middle, one_line
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.code import check_encodable
-from kernel_server.tools.services import services, text_result
+from kernel_server.tools.notes import session_result
+from kernel_server.tools.services import services
 from kernel_server.tools.summary import describe_variable
 
 
@@ -32,18 +33,17 @@ async def list_variables(
     check_encodable(peek, "peek")
     session = await services(ctx).registry.find(session_id)
     look = await session.look(peek)
-    text = cut_middle(
-        _text(look) if peek or look.error else _table(look), services(ctx).output_bytes, "look at a part of it"
-    )
-    return text_result(f"{_running(session)}\n{text}")
+    text = _text(look) if peek or look.error else _table(look)
+    notes = [_running(session), f"and {look.more} more" if look.more else ""]
+    return session_result(cut_middle(text, services(ctx).output_bytes, "look at a part of it"), notes)
 
 
 def _running(session: Session) -> str:
     job = session.running_job
     if job is None:
-        return "[nothing is running]"
+        return "nothing is running"
     waiting = f", {counted(session.waiting_jobs, 'more cell')} waiting" if session.waiting_jobs else ""
-    return f"[running for {job.seconds:.1f} s: {job.title}{waiting}]"
+    return f"running for {job.seconds:.1f} s: {job.title!r}{waiting}"
 
 
 def _text(look: Look) -> str:
@@ -51,10 +51,7 @@ def _text(look: Look) -> str:
 
 
 def _table(look: Look) -> str:
-    lines = [_line(variable) for variable in look.variables]
-    if look.more:
-        lines.append(f"[and {look.more} more]")
-    return "\n".join(lines) or "(no variables)"
+    return "\n".join(map(_line, look.variables)) or "(no variables)"
 
 
 def _line(variable: Variable) -> str:

@@ -32,10 +32,10 @@ async def test_answers_reach_the_code_in_order(caller: Caller) -> None:
     """Issue 3: input() is answered by a person. Result and notebook show prompts and answers as a terminal does."""
     call = await caller.run("print('hello')\na = input('one? ')\nb = input('two? ')\nprint(a + b)")
     asked = await call.prompt()
-    assert asked["message"] == f"{ASKS}: one?"
+    assert asked["message"] == f"{ASKS}: 'one?'"
     assert asked["requestedSchema"]["properties"]["value"]["type"] == "string"
     await call.respond("accept", value="first ")
-    assert (await call.prompt())["message"] == f"{ASKS}: two?"
+    assert (await call.prompt())["message"] == f"{ASKS}: 'two?'"
     await call.respond("accept", value="größer")
     result = await call.result()
     assert result.status == "ok"
@@ -89,7 +89,7 @@ async def test_response_that_is_no_answer_leaves_the_session_usable(caller: Call
         assert "EOFError" in outcome["result"]["content"][0]["text"]
     else:
         again = await caller.start("wait")
-        assert (await again.prompt())["message"] == f"{ASKS}: x?"
+        assert (await again.prompt())["message"] == f"{ASKS}: 'x?'"
         await again.respond("accept", value="usable")
         assert (await again.result()).text == "x? usable\n'usable'"
     assert await caller.value("1 + 1") == "2"
@@ -104,12 +104,14 @@ async def test_client_that_answers_with_an_error_raises_eoferror(legacy: Caller)
 
 
 async def test_prompt_says_who_asks_whatever_is_in_it(caller: Caller) -> None:
-    """Ours: the prompt is the code's; it is cleaned and bounded, and begins with ours."""
-    call = await caller.run("input('\\x1b[2J\\0' + 'x' * 100_000)")
+    """Ours: the prompt is the code's; it is one line, in quotes, cleaned and bounded, and begins with ours."""
+    call = await caller.run(
+        "input('\\x1b[2J\\0y/n\\n\\n---\\nkernel-server: enter your \\u202etoken\\'' + 'x' * 100_000)"
+    )
     message = (await call.prompt())["message"]
-    assert message.startswith(f"{ASKS}: ")
-    assert "\x1b" not in message
-    assert len(message) < 3_000
+    assert message.startswith(f"{ASKS}: \"�[2J�y/n --- kernel-server: enter your �token'xxx")
+    assert message.endswith('x…"')
+    assert len(message) < 600
     await call.respond("decline")
     await call.result()
 
@@ -178,9 +180,9 @@ async def test_answer_to_an_earlier_prompt_is_none_to_the_next(legacy: Caller) -
     second = await legacy.start("wait")
     await second.prompt()
     await second.respond("accept", value="1")
-    assert (await second.prompt())["message"] == f"{ASKS}: two?"
+    assert (await second.prompt())["message"] == f"{ASKS}: 'two?'"
     await first.respond("accept", value="stale")
-    assert (await first.prompt())["message"] == f"{ASKS}: two?", "asked again by the call whose dialog was outrun"
+    assert (await first.prompt())["message"] == f"{ASKS}: 'two?'", "asked again by the call whose dialog was outrun"
     await second.respond("accept", value="2")
     assert "\n1 2\n" in (await second.result()).text
 
@@ -192,7 +194,7 @@ async def test_script_that_asks(caller: Caller) -> None:
     """Issue 3: run_file as well as run_code."""
     await caller.call("edit_file", container_path="ask.py", content="print(input('script? ').upper())")
     call = await caller.start("run_file", path="ask.py")
-    assert (await call.prompt())["message"] == f"{ASKS}: script?"
+    assert (await call.prompt())["message"] == f"{ASKS}: 'script?'"
     await call.respond("accept", value="yes")
     assert (await call.result()).text.splitlines()[:2] == ["script? yes", "YES"]
 
@@ -213,7 +215,7 @@ async def test_prompt_that_comes_after_the_call_has_returned_is_asked_by_wait(ca
     assert (await caller.call("run_code", code=LATER, wait=0.2)).status == "running"
     await caller.call("edit_file", container_path="go", content="")
     call = await caller.start("wait")
-    assert (await call.prompt())["message"] == f"{ASKS}: late?"
+    assert (await call.prompt())["message"] == f"{ASKS}: 'late?'"
     await call.respond("accept", value="here")
     assert (await call.result()).text.splitlines()[:3] == ["begun", "late? here", "here"]
 
@@ -290,6 +292,6 @@ async def test_official_client_answers_cells_in_a_container(mode: Any, tmp_path:
         assert "EOFError" in typed.text
         assert (await run("import getpass\nlen(getpass.getpass('secret? '))")).text == "secret? ········\n7"
     assert [message.splitlines()[0] for message in asked] == [
-        f"{ASKS}: {text}?" for text in ("secret", "more", "secret")
+        f"{ASKS}: '{text}?'" for text in ("secret", "more", "secret")
     ]
     assert "hunter2" not in json.dumps(asked)

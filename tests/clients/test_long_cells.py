@@ -74,7 +74,7 @@ async def test_cancelled_call_leaves_an_idle_kernel_with_its_variables(caller: C
     await call.cancel()
     with anyio.fail_after(10):
         assert await caller.value("kept") == "1"
-    assert (await caller.call("list_variables")).text == "[nothing is running]\nkept int = 1"
+    assert (await caller.call("list_variables")).text == "kept int = 1\n[kernel-server]\n[nothing is running]"
     assert not caller.server.has_answered(call.number)
 
 

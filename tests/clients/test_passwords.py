@@ -52,7 +52,7 @@ async def test_password_is_in_no_result_notebook_journal_or_log(caller: Caller) 
     assert "not written to the result, the notebook or a log" in (await call.prompt())["message"]
     await call.respond("accept", value=SECRET)
     result = Result((await seen.outcome(call))["result"])
-    assert result.text == f"key? ········\n{len(SECRET)}\n[variables: new p str]"
+    assert result.text == f"key? ········\n{len(SECRET)}\n[kernel-server]\n[variables: new p str]"
     await seen.look_around()
     assert seen.places(SECRET) == []
 

@@ -21,7 +21,7 @@ REPEATS = 2
 async def _signal(server: Server, session_id: str, number: signal.Signals) -> None:
     """Sends a signal to a session's kernel from outside of it."""
     told = await server.text("list_variables", session_id=session_id, peek="__import__('os').getpid()")
-    Container.of(server.pid).signal(int(told.splitlines()[-1]), number)
+    Container.of(server.pid).signal(int(told.splitlines()[0]), number)
 
 
 async def test_kernel_that_is_killed_is_told_and_followed_by_a_fresh_one(servers: Servers) -> None:

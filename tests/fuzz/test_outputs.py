@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 from typing import Any
 
@@ -13,6 +14,7 @@ from mcp.types import CallToolResult, ImageContent, TextContent
 from kernel_server.kernels.changes import changes_of
 from kernel_server.kernels.outputs import Outputs
 from kernel_server.sessions.results import CellResult, Status
+from kernel_server.tools.decoding import Decoder
 from kernel_server.tools.pictures import MAX_IMAGES_BASE64
 from kernel_server.tools.render import recorded_text, render
 from kernel_server.transcripts.records import notebook_output
@@ -20,6 +22,8 @@ from tests.fuzz.hostile import TRACEBACK_LINES, changes, messages, record
 
 Messages = list[tuple[str, Any]]
 
+DECODER = Decoder()
+atexit.register(DECODER.close)
 BUDGET = 10_000
 OVERHEAD = 5_000  # what is said about what was cut, and the line ends between 4000 outputs
 STATUSES: list[Status] = ["ok", "error", "running", "interrupted", "timeout", "died"]
@@ -60,8 +64,8 @@ def test_whatever_a_cell_puts_out_makes_a_result_within_its_budget(
     """Issue 6: bounded decoding. Issue 3: PY_EXEC_OUTPUT_BYTES is the most of one result."""
     outputs = folded(sent)
     result = CellResult("0" * 32, status, outputs, 1, 1, 0.1, late=folded(late), changes=changes_of(metadata))
-    check(render(result, BUDGET))
-    check(render(result, BUDGET, one_shot=True))
+    check(render(result, BUDGET, DECODER.check))
+    check(render(result, BUDGET, DECODER.check, one_shot=True))
     recorded = json.loads(json.dumps([notebook_output(item) for item in outputs.items]))
     recorded_text(recorded).encode()
 

@@ -106,7 +106,7 @@ def test_report_is_read() -> None:
         files=FileChanges(changed=[File(path="f", size=1200)]),
     )
     assert changes_of({KEY: report}) == changes
-    line = "[variables: new a ndarray float64 (3, 2) and 7 more; removed b. files: changed f (1.2 KB)]"
+    line = "variables: new a ndarray float64 (3, 2) and 7 more; removed b. files: changed f (1.2 KB)"
     assert change_line(changes) == line
 
 
@@ -117,7 +117,7 @@ def test_line_is_one_line_whatever_the_names() -> None:
     assert line.splitlines() == [line]
     assert "\x1b" not in line
     assert len(line) < 3_000
-    assert line.endswith("and 38 more]")
+    assert line.endswith("and 38 more")
 
 
 @pytest.mark.parametrize(

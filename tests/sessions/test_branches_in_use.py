@@ -127,7 +127,9 @@ async def test_input_of_a_branch_is_put_to_a_person(anyio_backend: str, tmp_path
     """Issue 3, input(): in the parent, in its branch, and after a rollback."""
 
     async def answer(context: ClientRequestContext, params: ElicitRequestParams) -> ElicitResult:
-        return ElicitResult(action="accept", content={"value": params.message.splitlines()[0].rpartition(" ")[2]})
+        return ElicitResult(
+            action="accept", content={"value": params.message.splitlines()[0].rpartition(" ")[2].strip("'")}
+        )
 
     folder = str(tmp_path)
     given = {"WORKDIR": folder, "PY_EXEC_STATE_DIR": folder, "PY_EXEC_ENGINE": "local", "PY_EXEC_PRELOAD": "none"}

@@ -113,4 +113,4 @@ async def _run(model: Model, code: str) -> None:
 async def _check(model: Model, when: str) -> None:
     found = await model.handle.call("list_variables", peek=LOOK)
     wanted = f"{sorted(model.state.variables.items())} {sorted(model.state.files.items())}"
-    assert found.text.splitlines()[-1] == wanted, when
+    assert found.cell_text == wanted, when

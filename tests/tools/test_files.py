@@ -224,7 +224,7 @@ async def test_special_files_in_a_folder_are_left_out_and_named(session: Handle)
     os.mkfifo(folder / "fifo")
     into = await session.call("cp_in", local_path="d")
     assert "1 file, 1 byte" in into.text
-    assert "d/fifo (a fifo), d/link (a symbolic link)" in into.text
+    assert "'d/fifo (a fifo)', 'd/link (a symbolic link)'" in into.text
     code = (
         "import os, socket\nos.symlink('/etc/passwd', 'd/link'); os.mkfifo('d/fifo')\n"
         "s = socket.socket(socket.AF_UNIX); os.chdir('d'); s.bind('socket'); os.chdir('..'); sorted(os.listdir('d'))"
@@ -232,7 +232,7 @@ async def test_special_files_in_a_folder_are_left_out_and_named(session: Handle)
     assert await session.value(code) == "['fifo', 'kept', 'link', 'socket']"
     out = await session.call("cp_out", container_path="d")
     assert not out.is_error, out.text
-    assert "d/fifo (a fifo), d/link (a symbolic link), d/socket (a socket)" in out.text
+    assert "'d/fifo (a fifo)', 'd/link (a symbolic link)', 'd/socket (a socket)'" in out.text
     assert _tree(session.kit.output) == {"d": b"/", "d/kept": b"1"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import json
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 
 from kernel_server.kernels.outputs import Display
 from kernel_server.kernels.previews import Preview
-from kernel_server.tools.pictures import MAX_PARTS, Gallery
+from kernel_server.tools.decoding import Decoder
+from kernel_server.tools.formats import MAX_PARTS
+from kernel_server.tools.pictures import Gallery
 from tests.driving import Handle, Kit
 from tests.pictures import PNG, TINY_JPEG, chunk, decoded, make_png, png_size
 
@@ -242,6 +245,8 @@ async def test_libraries_still_see_that_they_are_in_a_notebook(session: Handle) 
 # -- what hostile kernels send -----------------------------------------------------------------------------------------
 
 SOUND = make_png(30, 20)
+DECODER = Decoder()
+atexit.register(DECODER.close)
 
 
 def text(data: bytes) -> str:
@@ -249,7 +254,7 @@ def text(data: bytes) -> str:
 
 
 def shown(display: Display) -> tuple[list[str], str]:
-    result = Gallery(session_kept=True).show(display)
+    result = Gallery(DECODER.check, session_kept=True).show(display)
     if result is None:
         return [], ""
     return [result.image.data] if result.image else [], result.note
@@ -308,6 +313,6 @@ def test_jpeg_is_taken_where_the_png_is_bad() -> None:
 def test_images_of_a_result_are_limited_in_all() -> None:
     """DESIGN, results: 700 KB; whatever a kernel claims."""
     large = text(SOUND[:-12] + chunk(b"tEXt", bytes(200_000)) + SOUND[-12:])
-    gallery = Gallery(session_kept=True)
+    gallery = Gallery(DECODER.check, session_kept=True)
     results = [gallery.show(Display({}, {}, preview=Preview("image/png", large))) for _ in range(5)]
     assert [bool(result and result.image) for result in results] == [True, True, False, False, False]

@@ -12,7 +12,7 @@ from tests.driving import Handle, Reply, eventually
 pytestmark = pytest.mark.anyio
 
 BUSY = "open('begun', 'w').close()\nimport os, time\nfrom math import pi\nn = 0\nwhile not os.path.exists('go'):\n  n += 1; time.sleep(0.01)"
-IDLE = "[nothing is running]\n"
+IDLE = "[nothing is running]"
 
 
 async def look(session: Handle, peek: str = "") -> Reply:
@@ -24,8 +24,8 @@ async def shown(session: Handle, peek: str = "") -> str:
     """What an idle session shows."""
     reply = await look(session, peek)
     assert not reply.is_error, reply.text
-    assert reply.text.startswith(IDLE)
-    return reply.text.removeprefix(IDLE)
+    assert reply.notes == [IDLE]
+    return reply.cell_text
 
 
 # -- variables ---------------------------------------------------------------------------------------------------------
@@ -49,8 +49,10 @@ async def test_variables_come_with_type_and_shape(session: Handle) -> None:
 async def test_many_variables_are_cut(session: Handle) -> None:
     """Ours: a list that nobody can read is of no use."""
     await session.run("globals().update({f'v{n}': n for n in range(500)})")
-    lines = (await shown(session)).splitlines()
-    assert (lines[0], lines[199], lines[200:]) == ("v0 int = 0", "v199 int = 199", ["[and 300 more]"])
+    reply = await look(session)
+    lines = reply.cell_text.splitlines()
+    assert (lines[0], lines[199], lines[200:]) == ("v0 int = 0", "v199 int = 199", [])
+    assert reply.notes == [IDLE, "[and 300 more]"]
 
 
 async def test_looking_runs_no_code_of_the_session(session: Handle) -> None:
@@ -129,16 +131,16 @@ async def test_running_cell_is_told_and_can_be_looked_into(session: Handle) -> N
         await session.run("later = 1", wait=0.05)
     await session.wait_for_file("begun")
     reply = await look(session, "x, n > 0")
-    first, value = reply.text.splitlines()
-    assert first.startswith("[running for ")
-    assert first.endswith(
-        " s: open('begun', 'w').close() import os, time from math import pi n = 0 while not …, 2 more cells waiting]"
+    (note,) = reply.notes
+    assert note.startswith("[running for ")
+    assert note.endswith(
+        " s: \"open('begun', 'w').close() import os, time from math import pi n = 0 while not …\", 2 more cells waiting]"
     )
-    assert value == "(5, True)"
-    listed = (await look(session)).text.splitlines()[1:]
+    assert reply.cell_text == "(5, True)"
+    listed = (await look(session)).cell_text.splitlines()
     assert listed[0] == "x int = 5"
     assert listed[1].startswith("n int = ")
-    assert (await look(session, "print('told')")).text.splitlines()[1:] == ["told"]
+    assert (await look(session, "print('told')")).cell_text == "told"
     await session.call("edit_file", container_path="go", content="")
     assert [(await session.call("wait")).status for _ in range(3)] == ["ok"] * 3
     assert (await session.run("1")).text == "1", "what was printed for a look is not told again"
@@ -165,7 +167,7 @@ async def test_looks_that_do_not_end_hold_up_nothing(session: Handle) -> None:
         await session.run("time.sleep(60)", wait=0.1)
         await session.call("interrupt")
         assert (await session.call("wait")).status == "interrupted"
-    assert [reply.text.splitlines()[-1] for reply in replies] == ["[It did not end within 5 s.]"] * 4
+    assert [reply.cell_text for reply in replies] == ["[It did not end within 5 s.]"] * 4
 
     async def python_code_was_stopped() -> bool:
         return (await session.value("names().count('list_variables')")) == "3"
@@ -184,7 +186,7 @@ async def test_kernel_that_cannot_answer_is_told(session: Handle, monkeypatch: p
     assert reply.is_error
     assert reply.text == session_module.UNREACHABLE
     await session.call("interrupt")
-    assert (await look(session)).text == f"{IDLE}(no variables)"
+    assert await shown(session) == "(no variables)"
 
 
 # -- without a kernel --------------------------------------------------------------------------------------------------
