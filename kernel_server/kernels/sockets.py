@@ -20,6 +20,7 @@ from types import TracebackType
 import anyio
 
 from kernel_server.kernels import zmtp
+from kernel_server.kernels.descriptors import Closer, Receiver
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,14 @@ class Context(AbstractContextManager["Context"]):
 
     def __init__(self) -> None:
         self._sockets: set[Socket] = set()
+        self._closer = Closer()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for opened in list(self._sockets):
             opened.close()
+        self._closer.stop()
 
     def socket(self, socket_type: int) -> Socket:
         """A socket that is not yet connected; it is closed with this context at the latest.
@@ -57,7 +60,7 @@ class Context(AbstractContextManager["Context"]):
         """
         opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         opened.setblocking(False)
-        made = Socket(socket_type, opened, self._sockets)
+        made = Socket(socket_type, opened, Receiver(opened, self._closer), self._sockets)
         self._sockets.add(made)
         return made
 
@@ -70,11 +73,12 @@ class Socket:
         linger: ignored, as nothing is queued here: what `send_multipart` has returned from is the kernel's.
     """
 
-    def __init__(self, socket_type: int, opened: socket.socket, siblings: set[Socket]) -> None:
+    def __init__(self, socket_type: int, opened: socket.socket, receiver: Receiver, siblings: set[Socket]) -> None:
         self.identity = b""
         self.linger = 0
         self._type = socket_type
         self._socket = opened
+        self._receiver = receiver
         self._siblings = siblings
         self._loop = asyncio.get_running_loop()
         self._path = ""
@@ -270,10 +274,11 @@ class Socket:
     def _read(self) -> None:
         missing = self._reader.missing
         try:
-            data = self._socket.recv(CHUNK_BYTES if missing < CHUNK_BYTES else min(missing, BODY_CHUNK_BYTES))
+            data = self._receiver.receive(CHUNK_BYTES if missing < CHUNK_BYTES else min(missing, BODY_CHUNK_BYTES))
         except BlockingIOError:
             return
-        except OSError:
+        except OSError as error:
+            logger.debug("a kernel's connection ends: %s", error)
             data = b""
         if not data:
             self._end()
@@ -323,4 +328,4 @@ class Socket:
         if self._writable is not None:
             self._loop.remove_writer(self._socket)
             self._on_writable()
-        self._socket.close()
+        self._receiver.close()

@@ -8,7 +8,8 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.driving import eventually, serving, stopwatch
+from tests.driving import Handle, eventually, serving, stopwatch
+from tests.kernels.test_descriptors import ATTACH, needs_refusal
 
 pytestmark = pytest.mark.anyio
 
@@ -52,3 +53,10 @@ async def test_message_of_gigabytes_neither_fills_the_server_nor_keeps_others_wa
         await eventually(answers)
         assert highest - before < 400 * MB
         assert longest < 2
+
+
+@needs_refusal
+async def test_descriptors_cannot_be_attached_to_messages(session: Handle) -> None:
+    """Ours: by the code of a session that shares a container, too. Positive control: tests/kernels/test_descriptors.py."""
+    found = await session.value(f"{ATTACH}\nsorted({{outcome for channel, outcome in attach() if channel}})")
+    assert found == "['refused']"
