@@ -17,7 +17,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from kernel_server.kernels.shares import MAX_REST_SECONDS, RESTS
+from kernel_server.kernels.shares import MAX_REST_SECONDS
 
 LARGE_BYTES = 192 << 10  # what takes less than 0.05 s, whatever it is; printed text comes in pieces of 128 KB
 
@@ -31,7 +31,7 @@ class _Place:
 
 
 class Turns:
-    """Who is next: the one whose last turn is longest ago. After each, all pause, so that small work gets its time."""
+    """Who is next: the one whose last turn is longest ago. After each, all pause for as long as it took: small work gets its time."""
 
     def __init__(self) -> None:
         self._taken = False
@@ -49,7 +49,7 @@ class Turns:
             return await anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1))
         finally:
             self._last[who] = time.monotonic()
-            pause = min(RESTS * (self._last[who] - begun), MAX_REST_SECONDS)
+            pause = min(self._last[who] - begun, MAX_REST_SECONDS)
             asyncio.get_running_loop().call_later(pause, self._next)
 
     async def _take(self, who: object) -> None:
