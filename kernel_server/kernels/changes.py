@@ -5,9 +5,9 @@ Kernels are hostile: what is not of this form is not there.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 MAX_LISTED = 50
 MAX_PATH = 1_000  # characters
@@ -16,7 +16,16 @@ KEY = "kernel_server"
 
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Kind = Literal["created", "changed", "removed"]
-More = dict[Kind, Count]
+
+
+def _few(value: object) -> object:
+    """Each key that is none would be an error with a text of its own."""
+    if isinstance(value, dict) and len(value) > len(get_args(Kind)):
+        raise ValueError("more kinds than there are")
+    return value
+
+
+More = Annotated[dict[Kind, Count], BeforeValidator(_few)]
 
 
 class _Reported(BaseModel):

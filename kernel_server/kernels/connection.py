@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -19,9 +19,11 @@ from kernel_server.errors import KernelError
 from kernel_server.kernels.changes import Look, look_of
 from kernel_server.kernels.executions import Execution, Input
 from kernel_server.kernels.messages import TOO_MUCH, Message, decode
-from kernel_server.kernels.outputs import Outputs
+from kernel_server.kernels.outputs import Outputs, output_of
 from kernel_server.kernels.replays import LastCell, last_cell_of
-from kernel_server.kernels.sockets import MAX_REST_SECONDS, RESTS, WORK_SECONDS, Context, Socket
+from kernel_server.kernels.shares import WORK_SECONDS, Pace, Share
+from kernel_server.kernels.sockets import Context, Socket
+from kernel_server.kernels.turns import LARGE_BYTES, turns
 from kernel_server.tasks import running
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ class KernelConnection:
         self._received = self._resting = 0
         self._client = client
         self._sockets = sockets
+        for socket in sockets.values():
+            socket.share.kernel = self
         self._executions: dict[str, Execution] = {}
         self._waiting: dict[str, _Waiting] = {}
         self._subscribed = anyio.Event()
@@ -102,7 +106,7 @@ class KernelConnection:
             "stop_on_error": False,
         }
         message = self._client.session.msg("execute_request", content, metadata={"kernel_server": about or {}})
-        execution = Execution(message["header"]["msg_id"], input=stdin)
+        execution = Execution(message["header"]["msg_id"], input=stdin, held=self._held)
         self._executions[execution.msg_id] = execution
         try:
             if on_send is not None:
@@ -115,7 +119,7 @@ class KernelConnection:
     @asynccontextmanager
     async def resume(self, cell: LastCell, stdin: Input | None = None) -> AsyncIterator[Execution]:
         """The same for a cell that another server has sent: inside the block arrives all that it has put out."""
-        execution = self._executions[cell.msg_id] = Execution(cell.msg_id, input=stdin)
+        execution = self._executions[cell.msg_id] = Execution(cell.msg_id, input=stdin, held=self._held)
         execution.begun.set()
         try:
             async with running(partial(self._follow, execution)):
@@ -225,19 +229,21 @@ class KernelConnection:
         A kernel that sends faster than it is read would keep the event loop to itself: with a message at hand, `recv`
         does not yield.
         """
-        socket = self._sockets[channel]
-        worked = 0.0
+        socket, pace = self._sockets[channel], Pace()
         while True:
-            if worked > WORK_SECONDS:
-                await self._rest(min(RESTS * worked, MAX_REST_SECONDS))
-                worked = 0.0
-            asked = time.perf_counter()
+            if pace.worked > WORK_SECONDS:
+                await self._rest(socket.share, pace)
             frames = await socket.recv_multipart()
-            begun = time.perf_counter()
-            worked = max(0.0, worked - (begun - asked) / RESTS)  # others have had their turn
-            self.receive(channel, frames)
+            if sum(map(len, frames)) > LARGE_BYTES:
+                with self._putting_off(), socket.share.waiting():
+                    message = await turns().run(self, partial(self._decode, frames))
+                pace.begin()
+                self._take(channel, message)
+            else:
+                pace.begin()
+                self.receive(channel, frames)
             del frames  # as large as one may be, it is not kept beside the next
-            worked += time.perf_counter() - begun
+            pace.end()
 
     async def watch(self) -> None:
         """Looks for connections that end, and not because the kernel does."""
@@ -252,19 +258,43 @@ class KernelConnection:
         if not await self._is_ending():
             self.cut_off.set()
 
-    async def _rest(self, seconds: float) -> None:
+    async def _rest(self, share: Share, pace: Pace) -> None:
+        seconds = share.begin_rest(pace.worked)
+        try:
+            with self._putting_off():
+                await anyio.sleep(seconds)
+        finally:
+            share.end_rest()
+        pace.worked = 0.0
+
+    @contextmanager
+    def _putting_off(self) -> Iterator[None]:
+        """There may be more messages than have been read."""
         self._resting += 1
         try:
-            await anyio.sleep(seconds)
+            yield
         finally:
             self._resting -= 1
 
     def receive(self, channel: str, frames: list[bytes]) -> None:
         """Takes in one message."""
+        self._take(channel, self._decode(frames))
+
+    def _decode(self, frames: list[bytes]) -> Message | Exception:
+        """All of the work with a message that nothing else depends on; it may run in a thread."""
+        try:
+            message = decode(self._client.session, frames)
+            return replace(message, output=output_of(message.msg_type, message.content))
+        except Exception as error:  # a kernel can make any reader raise: see `decode`
+            return error
+
+    def _take(self, channel: str, message: Message | Exception) -> None:
         self._received += 1
         try:
-            self._route(channel, decode(self._client.session, frames))
-        except Exception as error:  # a kernel can make any reader raise: see `decode`
+            if isinstance(message, Exception):
+                raise message
+            self._route(channel, message)
+        except Exception as error:
             self.unreadable += 1
             logger.debug("dropped an unreadable message on %s: %s", channel, type(error).__name__)
 
@@ -296,7 +326,7 @@ class KernelConnection:
         elif msg_type != "status":
             # After idle, it is a thread of the cell that goes on.
             outputs = execution.outputs if execution and not execution.idle.is_set() else self._late
-            outputs.fold(msg_type, content, refused=message.refused)
+            outputs.fold(msg_type, content, refused=message.refused, output=message.output)
         elif execution and content.get("execution_state") == "idle":
             execution.idle.set()
 
@@ -311,11 +341,17 @@ class KernelConnection:
 
     async def drain(self) -> None:
         """Takes in what a kernel whose process is gone has still sent."""
-        with anyio.move_on_after(DRAIN_SECONDS):
-            received = -1
-            while received != self._received or self._resting:
-                received = self._received
-                await anyio.sleep(QUIET_SECONDS)
+        end, received = self._read_seconds() + DRAIN_SECONDS, -1
+        while (received != self._received or self._resting) and self._read_seconds() < end:
+            received = self._received
+            await anyio.sleep(QUIET_SECONDS)
+
+    def _held(self) -> float:
+        return self._sockets["iopub"].share.held
+
+    def _read_seconds(self) -> float:
+        """A clock that stands still while what the kernel puts out waits for others to be served."""
+        return time.monotonic() - self._held()
 
     async def wait_ready(self, *, serving: bool = False) -> None:
         """Ready means that our subscription is in place: requests wait in the sockets until the kernel serves them.

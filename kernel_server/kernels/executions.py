@@ -5,16 +5,19 @@ Kernels are hostile: every field is checked for its type, and what is kept is bo
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import anyio
 
 from kernel_server.kernels.changes import Changes, changes_of
-from kernel_server.kernels.outputs import Error, Outputs, count_of, error_of
+from kernel_server.kernels.outputs import MAX_OUTPUTS, Error, Outputs, count_of, error_of
 
 IDLE_GRACE_SECONDS = 1.0  # after the reply, or the latest output that follows it; idle can be lost in a flood
 MAX_GRACE_SECONDS = 4.0  # a kernel may put out without end, and say that it is its cell
+SHORTEST_SECONDS = 0.02  # between looks at a clock that may stand still
 MAX_PROMPT = 2_000  # characters
 END_OF_INPUT = "\x04"  # ipykernel raises EOFError for it
 
@@ -79,6 +82,7 @@ class Execution:
         over: set when the reply and idle are in, or the kernel is gone.
         gone: the kernel ended before the cell was over.
         received: messages that it has put out so far, of any type.
+        held: says for how many seconds what it puts out was not read, because others were served.
         missing: messages that the kernel did not keep while no server was there to read them.
     """
 
@@ -93,6 +97,7 @@ class Execution:
     gone: bool = False
     received: int = 0
     missing: int = 0
+    held: Callable[[], float] = field(default=lambda: 0.0, repr=False)
 
     def restart(self) -> None:
         """All that it has put out comes once more."""
@@ -104,20 +109,29 @@ class Execution:
         if self.reply is not None:
             return
         self.reply = _reply_of(content, metadata)
-        for page in _pages(content):
+        pages = _pages(content)
+        for page in pages[:MAX_OUTPUTS]:
             self.outputs.fold("display_data", page)
+        self.outputs.dropped += len(pages[MAX_OUTPUTS:])
         self.replied.set()
 
     async def wait_over(self) -> None:
         """Waits until the reply and idle are in; for idle no longer than output goes on to come."""
         await self.replied.wait()
-        received = -1
-        with anyio.move_on_after(MAX_GRACE_SECONDS):
-            while not self.idle.is_set() and received != self.received:
-                received = self.received
-                with anyio.move_on_after(IDLE_GRACE_SECONDS):
-                    await self.idle.wait()
+        end, received = self._read_seconds() + MAX_GRACE_SECONDS, -1
+        while not self.idle.is_set() and received != self.received and self._read_seconds() < end:
+            received = self.received
+            await self._wait_idle(min(end, self._read_seconds() + IDLE_GRACE_SECONDS))
         self.over.set()
+
+    async def _wait_idle(self, end: float) -> None:
+        while not self.idle.is_set() and (left := end - self._read_seconds()) > 0:
+            with anyio.move_on_after(max(left, SHORTEST_SECONDS)):
+                await self.idle.wait()
+
+    def _read_seconds(self) -> float:
+        """A clock that stands still while what the kernel puts out waits for others to be served."""
+        return time.monotonic() - self.held()
 
     def end(self) -> None:
         """The kernel is gone."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hmac import compare_digest
 from typing import Any
 
+from kernel_server.kernels.outputs import Display, Error
 from kernel_server.kernels.zmtp import CUT
 
 # Of one part of a message. While one is parsed nobody else has a turn, also not where a thread does it: Python's parser
@@ -18,6 +19,7 @@ from kernel_server.kernels.zmtp import CUT
 MAX_PART_BYTES = 48 << 20  # more than is kept of a display, with room for escapes
 MAX_VALUES = 300_000  # JSON values that are no text, and as many texts: a chart of 100 000 points has them
 MAX_BARE_BYTES = 32 * MAX_VALUES  # of all that is outside of texts; numbers of thousands of digits take long, too
+MAX_HEADER_BYTES = 4_096  # ten times what a header has; jupyter_client looks for dates in all of its texts
 TOO_MUCH = "What the kernel sent is too large, or has too many parts, to be read."
 
 
@@ -27,6 +29,7 @@ class Message:
 
     Attributes:
         refused: there was more content than is read; it is empty then.
+        output: what `output_of` made of the content, where that has been done.
     """
 
     msg_type: str
@@ -34,6 +37,7 @@ class Message:
     content: dict[str, Any]
     metadata: dict[str, Any]
     refused: bool = False
+    output: Display | Error | None = None
 
 
 def decode(session: Any, frames: list[bytes]) -> Message:
@@ -46,6 +50,8 @@ def decode(session: Any, frames: list[bytes]) -> Message:
         Exception: they are no message. A kernel can make it any: RecursionError, KeyError, ValueError, …
     """
     _, frames = session.feed_identities(frames)
+    if max(map(len, frames[:3])) > MAX_HEADER_BYTES:
+        raise ValueError("too much of a signature or header, and no message")
     refused = [part is CUT or _is_too_much(part) for part in frames[1:5]]
     if any(refused):
         frames = _without(session, frames, refused)

@@ -170,26 +170,29 @@ class Outputs:
     _newest_text: Stream | None = None
     _clear_pending: bool = False
 
-    def fold(self, msg_type: str, content: dict[str, Any], *, refused: bool = False) -> None:
+    def fold(
+        self, msg_type: str, content: dict[str, Any], *, refused: bool = False, output: Display | Error | None = None
+    ) -> None:
         """Takes in one IOPub message; types that are no output are passed over.
 
         Args:
             refused: its content was too much to be read; an output is counted as dropped.
+            output: what `output_of` has made of it already.
         """
         if refused:
             self.dropped += msg_type in OUTPUT_TYPES
             return
-        match msg_type:
-            case "stream":
-                self._add_stream(content)
-            case "display_data" | "execute_result":
-                self._add_display(msg_type, content)
-            case "update_display_data":
-                self._update_display(content)
-            case "error":
+        match output or output_of(msg_type, content):
+            case Display() as display if msg_type == "update_display_data":
+                self._update_display(display)
+            case Display() as display:
+                self._add_display(display)
+            case Error() as error:
                 self._clear_if_pending()
-                self.add_error(error_of(content))
-            case "clear_output":
+                self.add_error(error)
+            case None if msg_type == "stream":
+                self._add_stream(content)
+            case None if msg_type == "clear_output":
                 self._clear_pending = bool(content.get("wait"))
                 if not self._clear_pending:
                     self._clear()
@@ -244,17 +247,12 @@ class Outputs:
             last.skip(missing)
         self._text_kept += last.write(str(content.get("text", "")), MAX_TEXT_BYTES - self._text_kept)
 
-    def _add_display(self, msg_type: str, content: dict[str, Any]) -> None:
+    def _add_display(self, display: Display) -> None:
         self._clear_if_pending()
-        display = _display(content)
-        if self._full() or not self._keep(display, MAX_RICH_BYTES - self._rich_kept):
-            return
-        if msg_type == "execute_result":
-            display.execution_count = count_of(content)
-        self.items.append(display)
+        if not self._full() and self._keep(display, MAX_RICH_BYTES - self._rich_kept):
+            self.items.append(display)
 
-    def _update_display(self, content: dict[str, Any]) -> None:
-        new = _display(content)
+    def _update_display(self, new: Display) -> None:
         for item in self.items:
             if isinstance(item, Display) and new.display_id and item.display_id == new.display_id:
                 if not self._keep(new, MAX_RICH_BYTES - self._rich_kept + item.size):
@@ -279,13 +277,22 @@ class Outputs:
         return True
 
 
-def _display(content: dict[str, Any]) -> Display:
+def output_of(msg_type: str, content: dict[str, Any]) -> Display | Error | None:
+    """The output in a message; None for one of another type, and for printed text, which goes to what is there."""
+    if msg_type == "error":
+        return error_of(content)
+    if msg_type not in ("display_data", "execute_result", "update_display_data"):
+        return None
+    return _display(content, count_of(content) if msg_type == "execute_result" else None)
+
+
+def _display(content: dict[str, Any], execution_count: int | None) -> Display:
     data, metadata = content.get("data"), content.get("metadata")
     first = islice(data.items(), MAX_TYPES) if isinstance(data, dict) else ()
     data = {str(key): value for key, value in first if not _is_deep(value)}
     metadata = dict(metadata) if isinstance(metadata, dict) and not _is_deep(metadata) else {}
     preview = preview_of(metadata.pop(PREVIEW_KEY, None))
-    return Display(data, metadata, display_id=_display_id(content), preview=preview)
+    return Display(data, metadata, execution_count, _display_id(content), preview)
 
 
 def _is_deep(value: Any) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -20,6 +19,8 @@ from types import TracebackType
 import anyio
 
 from kernel_server.kernels import zmtp
+from kernel_server.kernels.descriptors import Closer, Receiver
+from kernel_server.kernels.shares import WORK_SECONDS, Pace, Share, Shares
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +31,7 @@ SUBSCRIBE = 6
 CHUNK_BYTES = 16 << 10  # read at once, so many parts of one byte take about 2 ms
 BODY_CHUNK_BYTES = 256 << 10  # the same within a large part, which takes no parsing
 DIAL_SECONDS = 0.02  # between attempts while the kernel has too many connections to accept
-WORK_SECONDS = 0.001  # on one kernel at a stretch; then others get RESTS times as long
-BODY_WORK_SECONDS = 0.05  # the same within a large part, so that a picture is not put off; each chunk takes 0.1 ms
-RESTS = 2
-MAX_REST_SECONDS = 0.5  # half of IDLE_GRACE_SECONDS
+BODY_WORK_SECONDS = 0.05  # as WORK_SECONDS, within a large part, so that a picture is not put off; a chunk takes 0.1 ms
 MAX_PING_BYTES = 16  # of its context, which is sent back (ZMTP 3.1, heartbeating)
 
 
@@ -42,12 +40,15 @@ class Context(AbstractContextManager["Context"]):
 
     def __init__(self) -> None:
         self._sockets: set[Socket] = set()
+        self._closer = Closer()
+        self._shares = Shares()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for opened in list(self._sockets):
             opened.close()
+        self._closer.stop()
 
     def socket(self, socket_type: int) -> Socket:
         """A socket that is not yet connected; it is closed with this context at the latest.
@@ -57,7 +58,7 @@ class Context(AbstractContextManager["Context"]):
         """
         opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         opened.setblocking(False)
-        made = Socket(socket_type, opened, self._sockets)
+        made = Socket(socket_type, opened, Receiver(opened, self._closer), Share(self._shares), self._sockets)
         self._sockets.add(made)
         return made
 
@@ -67,14 +68,19 @@ class Socket:
 
     Attributes:
         identity: what the kernel's ROUTER knows us by.
+        share: of the event loop's time.
         linger: ignored, as nothing is queued here: what `send_multipart` has returned from is the kernel's.
     """
 
-    def __init__(self, socket_type: int, opened: socket.socket, siblings: set[Socket]) -> None:
+    def __init__(
+        self, socket_type: int, opened: socket.socket, receiver: Receiver, share: Share, siblings: set[Socket]
+    ) -> None:
         self.identity = b""
         self.linger = 0
+        self.share = share
         self._type = socket_type
         self._socket = opened
+        self._receiver = receiver
         self._siblings = siblings
         self._loop = asyncio.get_running_loop()
         self._path = ""
@@ -88,7 +94,9 @@ class Socket:
         self._asking: asyncio.Future[None] | None = None
         self._reading = False
         self._timer: asyncio.TimerHandle | None = None  # for what is put off
-        self._worked = self._last = 0.0
+        self._pace = Pace()
+        self._resting = False
+        self._answered = False  # a PING of what was read at once
         self._sending = anyio.Lock(fast_acquire=True)
         self._writable: asyncio.Future[None] | None = None
         self._half_sent = False
@@ -248,7 +256,8 @@ class Socket:
             for topic in self._topics:
                 self._write(zmtp.subscribe(topic, self._minor or 0))
             self._ready.set()
-        elif name == b"PING":  # its first two bytes say how long we may keep silent
+        elif name == b"PING" and not self._answered:  # its first two bytes say how long we may keep silent
+            self._answered = True  # one is as good as a thousand
             self._write(zmtp.command(b"PONG", rest[2 : 2 + MAX_PING_BYTES]))
         elif name == b"ERROR":
             raise zmtp.ProtocolError("the kernel reports an error")
@@ -257,23 +266,33 @@ class Socket:
         if self._at_hand():  # the kernel has to wait until somebody asks for it
             self._pause()
             return
-        begun = time.perf_counter()
-        self._worked = max(0.0, self._worked - (begun - self._last) / RESTS)  # others have had their turn
+        self._pace.begin()
         self._read()
-        self._last = time.perf_counter()
-        self._worked += self._last - begun
+        self._pace.end()
         within = self._reader.keeping and self._reader.missing >= CHUNK_BYTES
-        if self._worked > (BODY_WORK_SECONDS if within else WORK_SECONDS) and self._reading:
-            self._pause()
-            self._timer = self._loop.call_later(min(RESTS * self._worked, MAX_REST_SECONDS), self._resume)
+        if self._pace.worked > (BODY_WORK_SECONDS if within else WORK_SECONDS) and self._reading:
+            self._rest()
+
+    def _rest(self) -> None:
+        self._pause()
+        self._resting = True
+        seconds = self.share.begin_rest(self._pace.worked)
+        self._pace.worked = 0.0
+        self._timer = self._loop.call_later(seconds, self._resume)
+
+    def _end_rest(self) -> None:
+        if self._resting:
+            self._resting = False
+            self.share.end_rest()
 
     def _read(self) -> None:
-        missing = self._reader.missing
+        missing, self._answered = self._reader.missing, False
         try:
-            data = self._socket.recv(CHUNK_BYTES if missing < CHUNK_BYTES else min(missing, BODY_CHUNK_BYTES))
+            data = self._receiver.receive(CHUNK_BYTES if missing < CHUNK_BYTES else min(missing, BODY_CHUNK_BYTES))
         except BlockingIOError:
             return
-        except OSError:
+        except OSError as error:
+            logger.debug("a kernel's connection ends: %s", error)
             data = b""
         if not data:
             self._end()
@@ -306,6 +325,7 @@ class Socket:
 
     def _resume(self) -> None:
         self._timer = None
+        self._end_rest()
         if not self._reading and not self.ended:
             self._reading = True
             self._loop.add_reader(self._socket, self._on_readable)
@@ -319,8 +339,9 @@ class Socket:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._end_rest()
         self._pause()
         if self._writable is not None:
             self._loop.remove_writer(self._socket)
             self._on_writable()
-        self._socket.close()
+        self._receiver.close()

@@ -139,3 +139,9 @@ def test_line_is_one_line_whatever_the_names() -> None:
 def test_look_of_another_form_is_an_error(content: Any) -> None:
     """DESIGN: everything that comes out of a kernel is hostile data. The model is told, since it asked."""
     assert look_of(content) == Look(error="The kernel's answer cannot be read.")
+
+
+def test_more_kinds_than_there_are_is_not_there() -> None:
+    """Ours: each would be an error with a text of its own, half a second for 300 000 of them."""
+    more = {f"kind {number}": 1 for number in range(4)}
+    assert changes_of({KEY: {"variables": {"created": [{"name": "x"}], "more": more}}}) == Changes()

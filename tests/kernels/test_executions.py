@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import anyio
 import pytest
 
 from kernel_server.kernels import executions
 from kernel_server.kernels.executions import Execution
+from kernel_server.kernels.outputs import MAX_OUTPUTS
 
 pytestmark = pytest.mark.anyio
 
@@ -49,3 +52,25 @@ async def test_idle_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch
             await execution.wait_over()
         tasks.cancel_scope.cancel()
     assert execution.over.is_set()
+
+
+async def test_time_in_which_others_are_read_is_no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours: where many sessions flood, what one of them put out is read late; none of it is lost for that."""
+    for grace in ("IDLE_GRACE_SECONDS", "MAX_GRACE_SECONDS"):
+        monkeypatch.setattr(executions, grace, 0.05)
+    execution = Execution("1", held=time.monotonic)
+    execution.take_reply(REPLY, {})
+    with anyio.move_on_after(0.5):
+        await execution.wait_over()
+    assert not execution.over.is_set()
+    execution.idle.set()
+    with anyio.fail_after(SECONDS):
+        await execution.wait_over()
+    assert execution.over.is_set()
+
+
+def test_pages_beyond_what_is_kept_are_counted_only() -> None:
+    """Ours: 99 000 of them held up the server for a second."""
+    execution = Execution("1")
+    execution.take_reply({**REPLY, "payload": [{"source": "page", "data": {}}] * (MAX_OUTPUTS + 7)}, {})
+    assert (len(execution.outputs.items), execution.outputs.dropped) == (MAX_OUTPUTS, 7)

@@ -401,6 +401,21 @@ async def test_sender_is_told_when_the_connection_ends_meanwhile(tmp_path: Path)
                     (peer if end == "peer" else client).close()
 
 
+async def test_a_thousand_pings_are_not_a_thousand_answers(tmp_path: Path) -> None:
+    """Ours: each was a call into the kernel. Whoever asks once is answered, by what comes first."""
+    ping = zmtp.command(b"PING", b"\0\0first")
+    with hostile(tmp_path / "s") as (client, peer):
+        await client.connected()
+        peer.sendall(ping + zmtp.command(b"PING", b"\0\0then") * 1_000 + zmtp.message([b"on"]))
+        assert await received(client) == [b"on"]
+        await client.send_multipart([b"end"])
+        answers = b""
+        while not answers.endswith(b"\x00\x03end"):
+            answers += await aside(peer.recv, 1_000)
+        assert zmtp.command(b"PONG", b"first") in answers
+        assert answers.count(b"PONG") < 10
+
+
 async def test_nothing_is_left_of_closed_sockets(tmp_path: Path) -> None:
     """Ours: no descriptor, whatever the socket was doing."""
     before = len(os.listdir("/proc/self/fd"))
