@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+# Characters that are worked on at a time: a long substitution holds the interpreter for seconds, whatever thread it is in.
+PIECE = 1 << 16
 # CSI sequences, OSC sequences and two-byte escapes: ECMA-48, section 5.
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 # Control characters, those of ISO 6429 beyond ASCII too (a terminal obeys U+009B as it does ESC [), and the overrides
@@ -15,6 +17,7 @@ _MISLEADING = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\U000e0000-\U000e007f]"
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # C0, DEL and C1: ECMA-48, section 5
+_BEGINS = re.compile(r"\x1b(?!\\)")  # an escape sequence; ESC \\ is the end of one
 _PLAIN = re.compile(r"[\w./+@=~#%<>|…-]+(?:\[[\w, /]+\])?")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -24,12 +27,22 @@ MAX_REASONS, MAX_REASON = 5, 300  # characters of each
 
 def strip_ansi(text: str) -> str:
     """Without colour codes and cursor movements."""
-    return _ANSI.sub("", text)
+    if len(text) <= PIECE:
+        return _ANSI.sub("", text)
+    pieces, at = [], 0
+    while at < len(text):
+        following = _BEGINS.search(text, at + PIECE)
+        end = following.start() if following else len(text)
+        pieces.append(_ANSI.sub("", text[at:end]))
+        at = end
+    return "".join(pieces)
 
 
 def clean(text: str) -> str:
     """Fit for JSON, UTF-8 and a terminal: lone surrogates, control characters and overrides of direction become `�`."""
-    return _UNPRINTABLE.sub("\ufffd", text)
+    if len(text) <= PIECE:
+        return _UNPRINTABLE.sub("\ufffd", text)
+    return "".join(_UNPRINTABLE.sub("\ufffd", text[at : at + PIECE]) for at in range(0, len(text), PIECE))
 
 
 def harmless(text: str) -> str:

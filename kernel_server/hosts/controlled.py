@@ -191,8 +191,9 @@ class ControlledHost:
         self.folder.kept = False
 
     async def kernels(self) -> dict[str, Death | int]:
-        for record in read_sessions(self.folder.outer):  # of an earlier server
-            self._handles.of(record.session_id)
+        for path in self.folder.outer.iterdir():  # what an earlier server has left, also if it cannot be read
+            if match := _RECORD.fullmatch(path.name):
+                self._handles.of(match[1])
         self._oom_kills, kernels = await self._kernel_request("list", self._kernels)
         return kernels
 
