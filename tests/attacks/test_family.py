@@ -171,6 +171,26 @@ async def test_sockets_of_kernels_are_closed_to_a_family(family: Family) -> None
     assert await family.elder.can("socket.socketpair()", family.elder), "the control"
 
 
+INTO_THE_PARENT = """
+import shutil
+shutil.rmtree('.local', ignore_errors=True)
+os.symlink('<folder>/.local', '.local')
+"""
+
+
+async def test_helpers_of_a_branch_have_its_walls(family: Family) -> None:
+    """Finding 12: uv unpacked into the parent's workspace, since what runs it has the UID of both. The control: the parent's own."""
+    await family.parent.handle.value("os.makedirs('.local', exist_ok=True)")
+    link = INTO_THE_PARENT.replace("<folder>", family.parent.handle.workspace)
+    await family.elder.handle.value(link)
+    reply = await family.elder.handle.call("install_packages", packages=["six"])
+    assert reply.is_error, reply.text
+    assert await family.parent.handle.value("os.listdir('.local')") == "[]"
+    assert not (await family.parent.handle.call("install_packages", packages=["six"])).is_error
+    assert await family.parent.handle.value("os.path.isdir('.local/lib')") == "True", "the control"
+    await family.elder.handle.value("os.unlink('.local')")
+
+
 GAPS = {
     "names in its workspace": "os.listdir('<folder>')",
     "a mode that it has anyway": "os.chmod('<folder>', 0o700) is None",
