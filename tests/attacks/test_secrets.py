@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from kernel_server.hosts.controlled import find_session
+from kernel_server.hosts.rundir import read_record
 from tests.driving import Handle, Kit, in_own_task, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
-SETTINGS = {"PY_EXEC_PRELOAD": "none", "PY_EXEC_POOL": "1"}
+SETTINGS = {"PY_EXEC_PRELOAD": "none", "PY_EXEC_POOL": "1", "PY_EXEC_ON_EXIT": "keep"}
 # All memory that can be read, for what is asked for; in pieces, so that the needle is not where it is looked for.
 LOOK = """
 def in_memory(halves):
@@ -116,3 +118,19 @@ threading.Thread(target=watch).start()
         seen = ast.literal_eval(await watcher.value("[line for line in seen if b'uv' in line or b'sessions' in line]"))
         assert any(b"--prefix" in line for line in seen), "the control: uv was seen"
         assert not [line for line in seen if other.session_id.encode() in line]
+
+
+async def test_keys_and_token_are_nowhere_in_memory(kit: Kit) -> None:
+    """Finding 16: the key of another kernel was found; the owner's token passed through the same memory (R13)."""
+    async with kit.session() as other:
+        await other.call("checkpoint")
+        outer = find_session(other.session_id)
+        assert outer is not None
+        key = read_record(outer / f"session-{other.session_id}")["launched"]["connection"]["key"]
+        token = read_record(outer / "host")["owner"]["token"]
+        assert not (await other.call("rollback")).is_error
+        later = read_record(outer / f"session-{other.session_id}")["launched"]["connection"]["key"]
+        assert key != later
+        async with kit.session() as session:
+            assert await found_in(session, [key, later, token]) == []
+        assert 1 in await found_in(other, [key, later]), "the control: its own is in its memory"
