@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import selectors
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from . import children, identity, kernel, naming
@@ -150,34 +150,19 @@ class BranchRequests:
         secrets = self._sessions.open_handed(str(request["secrets"]))
         try:
             branched = self._sessions.branch(session, str(request["branch"]))
-        except BaseException:
-            os.close(secrets)
-            raise
-        sessions_dir = self._config.sessions_dir
 
-        def answer(message: dict[str, Any]) -> None:
-            if "error" in message:
-                self._kernels.clear({"session": branched.handle}, lambda _message: reply(message))
-            else:
-                reply(message)
-
-        def name() -> dict[str, Any]:
-            own = naming.read_secrets(os.dup(secrets))
-            naming.name(branched.pair.waiting, sessions_dir, own.session_id, branched.uid)
-            return {}
-
-        def named(message: dict[str, Any]) -> None:
-            try:
+            def answer(message: dict[str, Any]) -> None:
                 if "error" in message:
-                    answer(message)
+                    self._kernels.clear({"session": branched.handle}, lambda _message: reply(message))
                 else:
-                    self._become(session, checkpoint, branched, request, secrets, answer)
-            except Exception as error:
-                answer({"error": {"code": "failed", "message": f"{type(error).__name__}: {error}"}})
-            finally:
-                os.close(secrets)
+                    reply(message)
 
-        self._loop.help(None, name, named, keep=(secrets,))
+            try:
+                self._become(session, checkpoint, branched, request, secrets, answer)
+            except OSError as error:
+                answer({"error": {"code": "failed", "message": f"it could not be begun: {error.strerror}"}})
+        finally:
+            os.close(secrets)
 
     def _find(self, session: Session, request: dict[str, Any]) -> Checkpoint:
         try:
@@ -195,10 +180,6 @@ class BranchRequests:
         reply: Reply,
     ) -> None:
         self._sessions.empty_run_dir(session)
-        with self._sessions.as_host():
-            listeners = list(kernel.listen(session.run_dir).values())
-        inbox, writer = Inbox.pipe(children.MAX_REPORT_BYTES)
-        line, its = Line.pair()
         message = {
             "checkpoint": request["checkpoint"],
             "run_dir": session.run_dir,
@@ -206,17 +187,24 @@ class BranchRequests:
             "branch": session is not origin,
             "later": self._sessions.later_folders(session),
         }
-        try:
-            checkpoint.line.send(message, [*listeners, secrets, its.fileno(), writer])
-        except OSError as error:
-            inbox.close()
-            line.close()
-            reply({"error": {"code": "failed", "message": f"the checkpoint is gone ({error.strerror})"}})
-            return
-        finally:
-            close_all(listeners)
-            its.close()
-            os.close(writer)
+        with ExitStack() as ours, ExitStack() as theirs:  # closed in any case, and where it fails
+            with self._sessions.as_host():
+                listeners = list(kernel.listen(session.run_dir).values())
+            theirs.callback(close_all, listeners)
+            inbox, writer = Inbox.pipe(children.MAX_REPORT_BYTES)
+            ours.callback(inbox.close)
+            theirs.callback(os.close, writer)
+            line, its = Line.pair()
+            ours.callback(line.close)
+            theirs.callback(its.close)
+            own = os.dup(secrets)
+            ours.callback(os.close, own)
+            try:
+                checkpoint.line.send(message, [*listeners, secrets, its.fileno(), writer])
+            except OSError as error:
+                reply({"error": {"code": "failed", "message": f"the checkpoint is gone ({error.strerror})"}})
+                return
+            ours.pop_all()
 
         def answer(whole: dict[str, Any]) -> None:
             told = whole.get("result")
@@ -230,19 +218,19 @@ class BranchRequests:
             if begun is None and not inbox.over:
                 return
             self._loop.selector.unregister(inbox.descriptor)
-            pid = self._fork_of(origin, begun or {})
-            if pid:
+            if pid := self._fork_of(origin, begun or {}):
                 self._kernels.follow(session, pid, inbox, line, answer, RESTORE_SECONDS)
-                self._let_go_on(session, pid, line)
-                return
-            inbox.close()
-            line.close()
-            reply({"error": {"code": "failed", "message": "the checkpoint could not be forked"}})
+                self._let_go_on(session, pid, line, own, is_branch=session is not origin)
+            else:
+                inbox.close()
+                line.close()
+                reply({"error": {"code": "failed", "message": "the checkpoint could not be forked"}})
+            os.close(own)
 
         self._loop.selector.register(inbox.descriptor, selectors.EVENT_READ, on_begun)
 
-    def _let_go_on(self, session: Session, pid: int, line: Line) -> None:
-        """Marks the process as the session's, which it waits for: it could not do so itself."""
+    def _let_go_on(self, session: Session, pid: int, line: Line, secrets: int, *, is_branch: bool) -> None:
+        """Gives a branch's workspace its name, and its process the branch's mark: it waits for that, and can do neither."""
 
         def go_on(message: dict[str, Any]) -> None:
             if "error" in message or session.pid != pid:
@@ -251,12 +239,16 @@ class BranchRequests:
             with suppress(OSError):  # it has ended
                 line.send({"go_on": True})
 
-        def mark() -> dict[str, Any]:
-            identity.mark_other(pid, session.mark)
+        def prepare() -> dict[str, Any]:
+            session_id = naming.read_secrets(secrets).session_id
+            naming.name(session.pair.waiting, self._config.sessions_dir, session_id, session.uid)
+            if session.uid is not None:
+                identity.become(session.uid)
+                identity.mark_other(pid, session.mark)
             return {}
 
-        if self._sessions.isolated and identity.mark_of(pid) != session.mark:
-            self._loop.help(session.uid, mark, go_on)
+        if is_branch:
+            self._loop.help(None, prepare, go_on, keep=(secrets,))
         else:
             go_on({})
 

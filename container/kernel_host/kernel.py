@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import FrameType, SimpleNamespace
 from typing import Any, cast
@@ -338,15 +338,18 @@ class SessionKernelApp(IPKernelApp):
 
 
 def listen(run_dir: str) -> dict[int, int]:
-    """Descriptors of listening sockets in the run folder, by port; for whoever may write it."""
-    listeners = {}
-    for port in BOUND:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(f"{run_dir}/s-{port}")
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-        listeners[port] = listener.detach()
-    return listeners
+    """Descriptors of listening sockets in the run folder, by port; for whoever may write it.
+
+    Raises:
+        OSError: they cannot be made; none is left open.
+    """
+    with ExitStack() as made:
+        listeners = {port: made.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) for port in BOUND}
+        for port, listener in listeners.items():
+            listener.bind(f"{run_dir}/s-{port}")
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+        return {port: listener.detach() for port, listener in listeners.items()}  # closing them does nothing then
 
 
 def run(
