@@ -56,7 +56,11 @@ def harmless(text: str) -> str:
 def quoted(name: str, limit: int = 200) -> str:
     """A name that a session has made up, in quotes unless it is one word: it cannot pass for the words around it."""
     shown = one_line(name, limit)
-    return shown if _PLAIN.fullmatch(shown) else repr(shown)
+    if _PLAIN.fullmatch(shown):
+        return shown
+    if "'" not in shown:
+        return f"'{shown}'"
+    return '"' + shown.replace('"', '\\"') + '"'
 
 
 def session_says(text: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,9 +15,12 @@ from .config import Config
 from .holdings import Holdings, OnDisk
 from .loop import Loop
 from .sessions import Session, Sessions
-from .usage import processes_by_uid, with_mark
+from .usage import processes_by_uid, processor_ticks, with_mark
 
-STEP = 0.1  # of the limit: so much must have been written, by whomever, since a session was last measured
+STEP = 0.1  # of the limit: when so much has been written, by whomever, since a session was last measured, it is again
+# Between rounds in which that is done to each session that has worked since: what one writes, another may remove meanwhile.
+ROUND_SECONDS = 5.0
+REST = 20  # times as long as it took until a session is measured for that again
 MARGIN = 0.05  # of the limit, or of what stays: one file as large is an error of the session (RLIMIT_FSIZE), and no reason to stop it
 LEAST_FILES = 10_000  # that a session may have, however small its limit
 
@@ -41,32 +46,55 @@ class Workspaces:
         self._sessions = sessions
         self._loop = loop
         self._stop = stop
-        self._first: _Left | None = None  # before there were sessions
+        self._room = _Left(0, 0)  # as much as there has ever been
         self._found: dict[str, _Left] = {}  # what sessions had when they were last measured
         self._left: dict[str, _Left] = {}  # what there was then
         self._measuring: set[str] = set()
+        self._next_round = 0.0
+        self._ticks: dict[int, int] = {}  # of processors, by user, at the last round
+        self._rests: dict[str, float] = {}  # until when sessions are left alone by it
 
     def look(self, sessions: list[Session]) -> None:
-        """Measures those since whose last measurement much has been written."""
+        """Measures those since whose last measurement much has been written, and in rounds those that have worked."""
         limit = self._config.workspace_bytes
         if not limit:
             return
         left, most_files = _left_on(self._config.workspace_dir), self._most_files()
-        self._first = self._first or left
+        self._forget()
+        self._room = _Left(max(self._room.bytes, left.bytes), max(self._room.files, left.files))
+        working = self._working()
         before, self._left = self._left, {}
         for session in sessions:
             last = before.get(session.handle, left)
             last = _Left(max(left.bytes, last.bytes), max(left.files, last.files))
             written = last.bytes - left.bytes >= STEP * limit or last.files - left.files >= STEP * most_files
-            due = written and session.handle not in self._measuring
+            worked = session.uid in working and time.monotonic() >= self._rests.get(session.handle, 0.0)
+            due = (written or worked) and session.handle not in self._measuring
             self._left[session.handle] = left if due else last
             if due:
                 self._measure(session, self._judge)
+
+    def _forget(self) -> None:
+        there = {session.handle for session in self._sessions}
+        self._found = {handle: one for handle, one in self._found.items() if handle in there}
+        self._rests = {handle: until for handle, until in self._rests.items() if handle in there}
+
+    def _working(self) -> set[int]:
+        """Users whose processes have worked since the last round; none between two."""
+        if time.monotonic() < self._next_round:
+            return set()
+        self._next_round = time.monotonic() + ROUND_SECONDS
+        before, ticks = self._ticks, Counter[int]()
+        for uid, spent in processor_ticks().values():
+            ticks[uid] += spent
+        self._ticks = dict(ticks)
+        return {uid for uid, spent in ticks.items() if spent != before.get(uid)}
 
     def _measure(self, session: Session, take: Callable[[Session, OnDisk], None]) -> None:
         disk = os.stat(self._config.workspace_dir).st_dev
         uid, mark, private = session.uid or 0, self._sessions.distinguishing_mark(session), session.private
         self._measuring.add(session.handle)
+        begun = time.monotonic()
 
         def work() -> dict[str, Any]:
             with identity.seeing_as(uid):
@@ -76,6 +104,7 @@ class Workspaces:
 
         def finish(message: dict[str, Any]) -> None:
             self._measuring.discard(session.handle)
+            self._rests[session.handle] = time.monotonic() + REST * (time.monotonic() - begun)
             if "result" in message:
                 take(session, OnDisk(**message["result"]))
 
@@ -92,15 +121,12 @@ class Workspaces:
         self._stop(session, self._exceeded(used), partial(self._measure, session, self._note))
 
     def _held(self, session: Session, found: OnDisk) -> _Left:
-        there = {session.handle for session in self._sessions}
-        self._found = {handle: one for handle, one in self._found.items() if handle in there}
         self._found[session.handle] = _Left(found.bytes, found.files)
         if not found.hidden:
             return self._found[session.handle]
-        left = _left_on(self._config.workspace_dir)
-        first = self._first or left
-        missing = first.bytes - left.bytes - sum(one.bytes for one in self._found.values())
-        files = first.files - left.files - sum(one.files for one in self._found.values())
+        left, held = _left_on(self._config.workspace_dir), self._found.values()
+        missing = self._room.bytes - left.bytes - sum(one.bytes for one in held)
+        files = self._room.files - left.files - sum(one.files for one in held)
         return _Left(found.bytes + max(0, missing), found.files + max(0, files))
 
     def _part_of_limit(self, used: _Left) -> float:

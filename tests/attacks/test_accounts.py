@@ -173,8 +173,9 @@ for name in 'abc':
     os.unlink(name)
     os.close(held)
 """,
+    # More than others on this machine may remove from the same disk meanwhile: what is hidden shows only as a loss of room.
     "removed files on their way": """
-for name in 'abc':
+for name in 'abcdefghijkl':
     held = fill(name, 60 << 20)
     os.unlink(name)
     flight(held)
@@ -182,8 +183,8 @@ for name in 'abc':
     "removed files that are open in a process that nobody can look into": """
 if not os.fork():
     ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
-    held = [fill(name, 60 << 20) for name in 'abc']
-    for name in 'abc': os.unlink(name)
+    held = [fill(name, 60 << 20) for name in 'abcdefghijkl']
+    for name in 'abcdefghijkl': os.unlink(name)
     time.sleep(60)
 """,
     "in the private folder": "fill(tempfile.gettempdir() + '/x', 63 << 20); fill(tempfile.gettempdir() + '/y', 63 << 20)",

@@ -18,6 +18,7 @@ from kernel_server.files.rules import TEMPORARY_PREFIX, Rules
 from kernel_server.files.transfer import write_text
 from kernel_server.hosts.control import connect_control
 from kernel_server.hosts.engine import Engine
+from kernel_server.hosts.handles import Handles
 from kernel_server.hosts.orphans import RUN_DIR_LABEL, remove_stopped
 from kernel_server.hosts.rundir import HOST_RECORD, abandoned, run_folder
 from kernel_server.locks import claimed
@@ -157,7 +158,7 @@ async def test_copy_on_its_way_in_goes_when_the_container_is_taken_over(servers:
     run_dir = Path(container["Labels"][RUN_DIR_LABEL])
     token = json.loads((run_dir.parent / "host").read_text().splitlines()[0])["owner"]["token"]
     async with connect_control(run_dir / "control", token, 5, anyio.Event()) as control:
-        await control.request("stage", session_id=session_id, staging="left")
+        await control.request("stage", session=Handles().of(session_id), staging="left")
 
     def staged() -> str:
         with docker_client() as client:
