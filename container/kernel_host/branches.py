@@ -67,7 +67,10 @@ class BranchRequests:
         key = session.handle, name
         told: dict[str, dict[str, Any]] = {}
 
+        session.forking += 1
+
         def end() -> None:
+            session.forking -= 1
             self._making.pop(key, None)
             self._loop.selector.unregister(inbox.descriptor)
             inbox.close()
@@ -213,10 +216,13 @@ class BranchRequests:
             else:
                 reply({"error": {"code": "said", "message": _failure(whole)}})
 
+        origin.forking += 1
+
         def on_begun(_mask: int) -> None:
             begun = next(inbox.read(), None)
             if begun is None and not inbox.over:
                 return
+            origin.forking -= 1
             self._loop.selector.unregister(inbox.descriptor)
             if pid := self._fork_of(origin, begun or {}):
                 self._kernels.follow(session, pid, inbox, line, answer, RESTORE_SECONDS)

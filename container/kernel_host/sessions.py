@@ -71,6 +71,7 @@ class Session:
         pid: of its kernel, or None.
         death: the event that told of its last kernel's end.
         started: when that was forked (monotonic seconds).
+        forking: how many forks of its processes are on their way to be kernels or checkpoints, and not known yet.
         exceeded: the limit for which its processes were stopped; told with the kernel's death.
         stopped_at: what its files took of the disk when it was stopped for them: these stay, so that it can remove them.
         on_end: what waits for the end of its kernel.
@@ -92,6 +93,7 @@ class Session:
     pid: int | None = None
     death: dict[str, Any] | None = None
     started: float = 0.0
+    forking: int = 0
     exceeded: dict[str, Any] | None = None
     stopped_at: float = 0.0
     on_end: list[Callable[[], None]] = field(default_factory=list)

@@ -108,7 +108,8 @@ class Supervisor:
 
     def _offer_programs(self) -> None:
         """It may be faster than we are, and would take the largest process: a kernel that has nothing to do with it."""
-        users = {session.uid for session in self._sessions}
+        # Of a fork that is on its way nobody knows yet that it is no program.
+        users = {session.uid for session in self._sessions} - {one.uid for one in self._sessions if one.forking}
         kernels = {session.pid for session in self._sessions}
         # A kernel has the score of the checkpoint that it is forked from.
         kernels |= {one.process.pid for session in self._sessions for one in session.checkpoints.values()}
