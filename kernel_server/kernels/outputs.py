@@ -44,6 +44,7 @@ class Stream:
         self.name = name
         self.dropped = dropped
         self._head = [head]
+        self._head_size = len(head)
         self._tail = deque([tail] if tail else ())
         self._tail_size = len(tail)
 
@@ -58,6 +59,11 @@ class Stream:
         return "".join(self._tail)
 
     @property
+    def kept(self) -> int:
+        """Characters that were kept."""
+        return self._head_size + self._tail_size
+
+    @property
     def text(self) -> str:
         """Everything that was kept, with a note where something is missing."""
         if not self.dropped:
@@ -69,6 +75,7 @@ class Stream:
         taken = text[: max(0, room)] if not self.dropped and not self._tail else ""
         if taken:
             _append(self._head, taken)
+            self._head_size += len(taken)
         if text := text[len(taken) :]:
             self.dropped += max(0, len(text) - MAX_TAIL_BYTES)
             text = text[-MAX_TAIL_BYTES:]
