@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import unicodedata
 from array import array
 from collections.abc import Iterator
 
@@ -21,10 +22,13 @@ _MISLEADING = re.compile(
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # C0, DEL and C1: ECMA-48, section 5
 _BEGINS = re.compile(r"\x1b(?!\\)")  # an escape sequence; ESC \\ is the end of one
-_PLAIN = re.compile(r"[\w./+@=~#%<>|…-]+(?:\[[\w, /]+\])?")
+_PLAIN = re.compile(r"[\w./+@=~#%<>|…-]+(?:\[\w+(?:, [\w/]+)?\])?")
+# Letters to Unicode that show as a space (the fillers of Hangul): with them a sentence would be one word.
+_BLANK_LETTERS = frozenset("\u115f\u1160\u3164\uffa0")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 BACKSPACE, LINE_FEED = 8, 10
+MAX_ERASED = 8 << 20  # characters, each of which takes 12 bytes meanwhile; what a cell prints is shorter
 MAX_REASONS, MAX_REASON = 5, 300  # characters of each
 
 
@@ -59,7 +63,12 @@ def harmless(text: str) -> str:
 def quoted(name: str, limit: int = 200) -> str:
     """A name that a session has made up, in quotes unless it is one word: it cannot pass for the words around it."""
     shown = one_line(name, limit)
-    return shown if _PLAIN.fullmatch(shown) else repr(shown)
+    return shown if _PLAIN.fullmatch(shown) and not any(map(_is_no_letter, shown)) else repr(shown)
+
+
+def _is_no_letter(character: str) -> bool:
+    """Whether it shows as something else: modifiers (Lm) have the shapes of colons, commas and quotes."""
+    return character in _BLANK_LETTERS or unicodedata.category(character) == "Lm"
 
 
 def session_says(text: str) -> str:
@@ -85,7 +94,7 @@ def settle(text: str) -> str:
     Linear in the length of the text, which comes from a session, in time and in memory: no object for each character.
     """
     if "\b" in text:
-        text = _erase(text)
+        text = _erase(text) if len(text) <= MAX_ERASED else text.replace("\b", "\ufffd")
     if "\r" not in text:
         return text
     blocks = blocks_of_lines(text.replace("\r\n", "\n"))

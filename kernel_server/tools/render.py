@@ -137,7 +137,7 @@ def _remarks(result: CellResult) -> list[str]:
 def _text_piece(output: Output) -> _Text:
     if isinstance(output, Stream):
         return _Text(unmarked(clean(settle(strip_ansi(output.head + output.tail)))), output.dropped)
-    return _Text(unmarked(clean(brief(output) if isinstance(output, Error) else bundle_text(output.data))))
+    return _Text(unmarked(clean(settle(brief(output) if isinstance(output, Error) else bundle_text(output.data)))))
 
 
 def recorded_text(outputs: list[dict[str, Any]]) -> str:
@@ -147,11 +147,11 @@ def recorded_text(outputs: list[dict[str, Any]]) -> str:
         if output["output_type"] == "stream":
             parts.append(settle(strip_ansi(output["text"])))
         elif output["output_type"] == "error":
-            parts.append(brief(Error(output["ename"], output["evalue"], output["traceback"])))
+            parts.append(settle(brief(Error(output["ename"], output["evalue"], output["traceback"]))))
         elif image := next((mime_type for mime_type in IMAGE_TYPES if mime_type in output["data"]), ""):
             parts.append(f"[{image}]")
         else:
-            parts.append(bundle_text(output["data"]))
+            parts.append(settle(bundle_text(output["data"])))
     return unmarked(clean("\n".join(part.rstrip("\n") for part in parts)))
 
 
