@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
+import unicodedata
+from array import array
+from collections.abc import Iterator
 
 # Characters that are worked on at a time: a long substitution holds the interpreter for seconds, whatever thread it is in.
 PIECE = 1 << 16
@@ -18,10 +22,13 @@ _MISLEADING = re.compile(
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # C0, DEL and C1: ECMA-48, section 5
 _BEGINS = re.compile(r"\x1b(?!\\)")  # an escape sequence; ESC \\ is the end of one
-_PLAIN = re.compile(r"[\w./+@=~#%<>|…-]+(?:\[[\w, /]+\])?")
+_PLAIN = re.compile(r"[\w./+@=~#%<>|…-]+(?:\[\w+(?:, [\w/]+)?\])?")
+# Letters to Unicode that show as a space (the fillers of Hangul): with them a sentence would be one word.
+_BLANK_LETTERS = frozenset("\u115f\u1160\u3164\uffa0")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
-
+BACKSPACE, LINE_FEED = 8, 10
+MAX_ERASED = 8 << 20  # characters, each of which takes 12 bytes meanwhile; what a cell prints is shorter
 MAX_REASONS, MAX_REASON = 5, 300  # characters of each
 
 
@@ -56,11 +63,16 @@ def harmless(text: str) -> str:
 def quoted(name: str, limit: int = 200) -> str:
     """A name that a session has made up, in quotes unless it is one word: it cannot pass for the words around it."""
     shown = one_line(name, limit)
-    if _PLAIN.fullmatch(shown):
+    if _PLAIN.fullmatch(shown) and not any(map(_is_no_letter, shown)):
         return shown
     if "'" not in shown:
         return f"'{shown}'"
     return '"' + shown.replace('"', '\\"') + '"'
+
+
+def _is_no_letter(character: str) -> bool:
+    """Whether it shows as something else: modifiers (Lm) have the shapes of colons, commas and quotes."""
+    return character in _BLANK_LETTERS or unicodedata.category(character) == "Lm"
 
 
 def session_says(text: str) -> str:
@@ -83,34 +95,49 @@ def encodable(text: str) -> str:
 def settle(text: str) -> str:
     """What a terminal shows after carriage returns and backspaces: progress bars as their last state.
 
-    Linear in the length of the text, which comes from a session.
+    Linear in the length of the text, which comes from a session, in time and in memory: no object for each character.
     """
     if "\b" in text:
-        text = _erase(text)
+        text = _erase(text) if len(text) <= MAX_ERASED else text.replace("\b", "\ufffd")
     if "\r" not in text:
         return text
-    return "\n".join(_last_state(line) for line in text.replace("\r\n", "\n").split("\n"))
+    blocks = blocks_of_lines(text.replace("\r\n", "\n"))
+    return "".join("\n".join(map(_last_state, block.split("\n"))) for block in blocks)
+
+
+def blocks_of_lines(text: str) -> Iterator[str]:
+    """A text in blocks of whole lines: as a list, short lines would take fifty times their size."""
+    begin = 0
+    while begin < len(text):
+        end = text.find("\n", begin + PIECE) + 1 or len(text)
+        yield text[begin:end]
+        begin = end
 
 
 def _erase(text: str) -> str:
     """Each backspace takes the character before it away, within its line."""
-    shown: list[str] = []
-    for character in text:
-        if character != "\b":
-            shown.append(character)
-        elif shown and shown[-1] != "\n":
+    codec = f"utf-32-{sys.byteorder[0]}e"
+    shown = array("I")
+    for code in memoryview(text.encode(codec, "surrogatepass")).cast("I"):
+        if code != BACKSPACE:
+            shown.append(code)
+        elif shown and shown[-1] != LINE_FEED:
             shown.pop()
-    return "".join(shown)
+    return shown.tobytes().decode(codec, "surrogatepass")
 
 
 def _last_state(line: str) -> str:
     """Each part between carriage returns covers the beginning of those before it."""
+    if "\r" not in line:
+        return line
     pieces: list[str] = []
-    covered = 0
-    for part in reversed(line.split("\r")):
-        if len(part) > covered:
-            pieces.append(part[covered:])
-            covered = len(part)
+    covered, end = 0, len(line)
+    while end >= 0:
+        begin = line.rfind("\r", 0, end) + 1
+        if end - begin > covered:
+            pieces.append(line[begin + covered : end])
+            covered = end - begin
+        end = begin - 1
     return "".join(pieces)
 
 

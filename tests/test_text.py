@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kernel_server import text
-from kernel_server.text import clean, counted, cut_middle, encodable, human_size, one_line, settle, strip_ansi
+from kernel_server.text import (
+    blocks_of_lines,
+    clean,
+    counted,
+    cut_middle,
+    encodable,
+    human_size,
+    one_line,
+    settle,
+    strip_ansi,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +69,8 @@ def test_clean_text_is_fit_for_utf8_and_json() -> None:
         ("abc\b\bX", "aX"),
         ("\b\bx", "x"),
         ("one\ntwo\rTWO\nthree", "one\nTWO\nthree"),
+        ("a\n\bb\r\n\rc\r", "a\nb\nc"),
+        ("😀\b\ud800x\b", "\ud800"),
     ],
 )
 def test_settled_text_is_what_a_terminal_shows(printed: str, shown: str) -> None:
@@ -70,6 +84,30 @@ def test_settled_text_is_what_a_terminal_shows(printed: str, shown: str) -> None
 def test_hostile_terminal_codes_take_linear_time(text: str) -> None:
     """Ours: this runs in the server's event loop; in quadratic time one session would stop all others for an hour."""
     assert len(settle(text)) in (0, 500_000)
+
+
+@given(st.text("ab\r\n\b😀\x0b\u2028", max_size=30), st.integers(1, 10))
+def test_long_texts_are_settled_as_short_ones(raw: str, piece: int) -> None:
+    """In blocks of lines: where they meet, nothing changes."""
+    whole = settle(raw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "PIECE", piece)
+        assert settle(raw) == whole
+        assert "".join(blocks_of_lines(raw)) == raw
+        assert all(block.endswith("\n") for block in list(blocks_of_lines(raw))[:-1])
+
+
+@pytest.mark.parametrize(
+    "printed", ["\U0001f600" * 500_000 + "\b", "\U0001f600\r" * 250_000, "\r\U0001f600\n" * 170_000]
+)
+def test_settling_makes_no_object_of_each_character(printed: str) -> None:
+    """What a cell may print, 4 million characters, took 0.5 GB; eight results are made at a time."""
+    tracemalloc.start()
+    try:
+        settle(printed)
+        assert tracemalloc.get_traced_memory()[1] < 15_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_short_text_is_not_cut() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from kernel_server.errors import FileError
 from kernel_server.secret import Secret
+from kernel_server.text import quoted
 
 TEMPORARY_PREFIX = ".kernel-server-"
 MAX_LEFT_OUT = 100  # names that are kept of what was left out
@@ -35,7 +36,7 @@ Identity = tuple[int, int]
 
 @dataclass
 class LeftOut:
-    """What of a folder was not written; the first names are kept, since a session can make any number of them."""
+    """What of a folder was not written, for people; the first are kept, since a session can make any number of them."""
 
     names: list[str] = field(default_factory=list)
     count: int = 0
@@ -45,7 +46,7 @@ class LeftOut:
     def add(self, name: str, why: str) -> None:
         self.count += 1
         if len(self.names) < MAX_LEFT_OUT:
-            self.names.append(f"{name} ({why})")
+            self.names.append(f"{quoted(name)} ({why})")
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ LOCK = "lock"
 _OURS = re.compile(rf"{LOCK}|{HOST_RECORD}|k|workspace|session-[0-9a-z]+|{re.escape(UNFINISHED)}[0-9a-f]+")
 LONGEST_NAME = "/k/999/s-5"
 MAX_SOCKET_PATH = 107
+CLOSED = -1  # in place of a descriptor
 SETTLED_SECONDS = 10.0  # a younger folder may be one whose server has not locked it yet
 ANSWER_SECONDS = 1.0
 
@@ -65,8 +66,9 @@ class RunFolder:
         self._folder = open_private_folder(outer)
 
     def close(self) -> None:
-        """Lets go of it."""
-        os.close(self._folder)
+        """Lets go of it: what is asked of it later fails, and reaches no other folder of that descriptor's number."""
+        folder, self._folder = self._folder, CLOSED
+        os.close(folder)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -96,9 +98,10 @@ class RunFolder:
         write_private(name, self._folder, json.dumps(record).encode() + b"\n")
 
     def remove(self, name: str) -> None:
-        """Removes a record, if it is there."""
-        with suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self._folder)
+        """Removes a record, if it is there; of a folder that this server has let go of, nothing."""
+        if self._folder != CLOSED:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._folder)
 
 
 def read_record(path: Path) -> dict[str, Any]:

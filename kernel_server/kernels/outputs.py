@@ -25,6 +25,8 @@ MAX_OUTPUTS = 2_000
 MAX_ERRORS = 20
 MAX_ERROR_BYTES = 200_000  # of its value, and of its traceback
 MAX_TYPES = 100  # of one bundle; real ones have a handful
+# Characters of its name: RFC 6838, section 4.2. All who match expressions with it are spared longer ones.
+MAX_TYPE = 255
 MAX_DEPTH = 100  # of JSON that is displayed; every reader of a notebook is recursive
 OUTPUT_TYPES = ("stream", "display_data", "execute_result", "update_display_data", "error")
 PIECE_BYTES = 4 << 10  # pieces of text are joined up to here, so that a flood of small ones takes linear time
@@ -42,6 +44,7 @@ class Stream:
         self.name = name
         self.dropped = dropped
         self._head = [head]
+        self._head_size = len(head)
         self._tail = deque([tail] if tail else ())
         self._tail_size = len(tail)
 
@@ -56,6 +59,11 @@ class Stream:
         return "".join(self._tail)
 
     @property
+    def kept(self) -> int:
+        """Characters that were kept."""
+        return self._head_size + self._tail_size
+
+    @property
     def text(self) -> str:
         """Everything that was kept, with a note where something is missing."""
         if not self.dropped:
@@ -67,6 +75,7 @@ class Stream:
         taken = text[: max(0, room)] if not self.dropped and not self._tail else ""
         if taken:
             _append(self._head, taken)
+            self._head_size += len(taken)
         if text := text[len(taken) :]:
             self.dropped += max(0, len(text) - MAX_TAIL_BYTES)
             text = text[-MAX_TAIL_BYTES:]
@@ -289,7 +298,7 @@ def output_of(msg_type: str, content: dict[str, Any]) -> Display | Error | None:
 def _display(content: dict[str, Any], execution_count: int | None) -> Display:
     data, metadata = content.get("data"), content.get("metadata")
     first = islice(data.items(), MAX_TYPES) if isinstance(data, dict) else ()
-    data = {str(key): value for key, value in first if not _is_deep(value)}
+    data = {str(key): value for key, value in first if len(str(key)) <= MAX_TYPE and not _is_deep(value)}
     metadata = dict(metadata) if isinstance(metadata, dict) and not _is_deep(metadata) else {}
     preview = preview_of(metadata.pop(PREVIEW_KEY, None))
     return Display(data, metadata, execution_count, _display_id(content), preview)

@@ -125,10 +125,12 @@ class Session:
                     self._tasks.start_soon(self._resume)
                 await self._lives.keep()
         finally:
-            if self._clear_at_end:
-                with anyio.CancelScope(shield=True):
-                    self.leftovers = await self._clear()
-            self._over.set()
+            try:
+                if self._clear_at_end:
+                    with anyio.CancelScope(shield=True):
+                        self.leftovers = await self._clear()
+            finally:  # whoever ends it waits for this, and cannot be cancelled
+                self._over.set()
 
     async def _clear(self) -> str:
         """Removes everything it owns; returns what stands in the way, "" for nothing."""

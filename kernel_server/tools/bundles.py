@@ -32,10 +32,12 @@ OTHERS = (
     (re.compile(r"application/pdf"), "a PDF", PRINT),
     (re.compile(r"application/vnd\.jupyter\.widget-view\+json"), "a widget, which nobody can use here", PRINT),
     (re.compile(r"text/html"), "HTML", PRINT),
-    (re.compile(r"application/.*(javascript|bokehjs_load).*"), "a script for a browser", ""),
+    # DOTALL: the last `.*` always succeeds. Else a line end in the type has each `javascript` in it tried, in square time.
+    (re.compile(r"application/.*(javascript|bokehjs_load).*", re.DOTALL), "a script for a browser", ""),
 )
 # `repr`s that only name a type: <IPython.core.display.HTML object>, <folium.folium.Map at 0x7f…>, <Figure size …>.
 _EMPTY = re.compile(r"<[\w.]+( object)?( at 0x[0-9a-f]+)?>|<Figure size .*>|<PIL\.[\w.]+ .*>")
+MAX_EMPTY = 1_000  # characters of one; in 32 MB that only begin so, the expression holds the interpreter for seconds
 
 
 def bundle_text(data: dict[str, Any]) -> str:
@@ -55,9 +57,13 @@ def _best_text(data: dict[str, Any]) -> str:
         if value is None:
             continue
         text = strip_ansi(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        if alone or mime_type != "text/plain" or not _EMPTY.fullmatch(text):
+        if alone or mime_type != "text/plain" or not _is_empty(text):
             return text
     return ""
+
+
+def _is_empty(text: str) -> bool:
+    return len(text) <= MAX_EMPTY and bool(_EMPTY.fullmatch(text))
 
 
 def _chart(data: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from kernel_server.text import one_line
 from kernel_server.tools.asking import ask, can_ask, resume
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.packages import hints
-from kernel_server.tools.render import render, settled
+from kernel_server.tools.render import is_small, render, settled
 from kernel_server.tools.services import reporting, services, text_result
 
 MAX_NOTE = 2_000  # characters
@@ -192,9 +192,17 @@ async def _collect(ctx: Context, session: Session, job: Job, wait: float, *, one
 
 
 async def _rendered(ctx: Context, result: CellResult, *, one_shot: bool) -> CallToolResult:
-    """In a thread: megabytes of text and hostile pictures of one session must not hold up the others."""
+    """In a thread: megabytes of text and hostile pictures of one session must not hold up the others.
+
+    Small results, which are most, need none: all threads may be at work on large ones, for seconds.
+    """
     parts = services(ctx)
-    make = partial(render, settled(result), parts.output_bytes, parts.decoder.check, one_shot=one_shot)
+    small = is_small(result)
+    make = partial(
+        render, result if small else settled(result), parts.output_bytes, parts.decoder.check, one_shot=one_shot
+    )
+    if small:
+        return make()
     return await anyio.to_thread.run_sync(make, limiter=parts.renderers, abandon_on_cancel=True)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Annotated, Any
 
 import anyio.to_thread
@@ -187,7 +188,7 @@ def _folder_amount(files: int, size: int) -> str:
 def _left_out(skipped: list[str], count: int) -> str:
     if not skipped:
         return ""
-    return f" Left out, since only files and folders with printable names are copied: {_some(skipped, count)}."
+    return f" Left out, since only files and folders with printable names are copied: {_some(map(quoted, skipped), count)}."
 
 
 def _not_written(left_out: LeftOut) -> str:
@@ -196,8 +197,8 @@ def _not_written(left_out: LeftOut) -> str:
     return f" Not written, since such names configure programs (PY_EXEC_OUT_FILES): {_some(left_out.names, left_out.count)}."
 
 
-def _some(names: list[str], count: int) -> str:
-    shown = ", ".join(quoted(name) for name in names[:MAX_SKIPPED_SHOWN])
+def _some(names: Iterable[str], count: int) -> str:
+    shown = ", ".join(islice(names, MAX_SKIPPED_SHOWN))
     return f"{shown} and {count - MAX_SKIPPED_SHOWN} more" if count > MAX_SKIPPED_SHOWN else shown
 
 

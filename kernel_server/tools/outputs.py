@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Annotated
 
 import anyio.to_thread
@@ -9,7 +10,7 @@ from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult, ToolAnnotations
 from pydantic import Field
 
-from kernel_server.text import counted
+from kernel_server.text import blocks_of_lines, counted
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.notes import session_result
 from kernel_server.tools.recorded import cell_text
@@ -30,19 +31,31 @@ async def read_output(
     Images are named, not shown. Of several cells with the same number the last one counts.
     """
     text = await cell_text(services(ctx).registry, session_id, execution_count)
-    if pattern:
-        text = await anyio.to_thread.run_sync(_matching_lines, text, pattern)
-        if not text:
-            return session_result("", [f"no line holds {pattern!r}"])
     limit = max(services(ctx).output_bytes * 2 // 3, SHORTEST_PAGE)  # characters may take more than a byte
-    page = text[offset : offset + limit]
-    return session_result(page, [_place(offset, len(page), len(text))])
+    if not pattern:
+        page = text[offset : offset + limit]
+        return session_result(page, [_place(offset, len(page), len(text))])
+    readers = services(ctx).registry.readers
+    page, whole = await anyio.to_thread.run_sync(_search, text, pattern, offset, limit, limiter=readers)
+    return session_result(page, [_place(offset, len(page), whole) if whole else f"no line holds {pattern!r}"])
 
 
-def _matching_lines(text: str, pattern: str) -> str:
+def _search(text: str, pattern: str, offset: int, limit: int) -> tuple[str, int]:
+    """A page of the lines that hold the pattern, numbered, and how many characters they all have.
+
+    Only the page is kept: of 16 million lines each would take fifty times its size.
+    """
     wanted = pattern.casefold()
-    lines = [f"{number}: {line}" for number, line in enumerate(text.splitlines(), 1) if wanted in line.casefold()]
-    return "\n".join(lines)
+    page: list[str] = []
+    whole = 0
+    lines = chain.from_iterable(block.splitlines() for block in blocks_of_lines(text))
+    for number, line in enumerate(lines, 1):
+        if wanted in line.casefold():
+            found = f"\n{number}: {line}" if whole else f"{number}: {line}"
+            if part := found[max(0, offset - whole) : max(0, offset + limit - whole)]:
+                page.append(part)
+            whole += len(found)
+    return "".join(page), whole
 
 
 def _place(offset: int, shown: int, whole: int) -> str:

@@ -27,6 +27,7 @@ from kernel_server.tools.tracebacks import HINTS, brief
 LATE = "[output of earlier cells, since their end:]"
 OF_THIS_CELL = "[output of this cell:]"
 CHANGES_ELSEWHERE = "list_variables and list_files have all"
+SMALL_OUTPUTS, SMALL_CHARACTERS = 50, 32_000
 LEAST_NOTES = 1_000  # bytes, however small a result may be
 TIMEOUT_HINT = "Pass a larger timeout, or split the work into smaller cells."
 
@@ -45,6 +46,23 @@ Piece = _Text | ImageContent
 def settled(result: CellResult) -> CellResult:
     """The same, for another thread to render: of a cell that is running, the outputs as they are now."""
     return replace(result, outputs=_copied(result.outputs), late=_copied(result.late), notes=list(result.notes))
+
+
+def is_small(result: CellResult) -> bool:
+    """Whether it takes no time worth mentioning to render it: most results are such, and wait for no others."""
+    outputs = [*result.outputs.items, *result.late.items]
+    return len(outputs) <= SMALL_OUTPUTS and sum(map(_weight, outputs)) <= SMALL_CHARACTERS
+
+
+def _weight(output: Output) -> int:
+    match output:
+        case Stream():
+            return output.kept
+        case Error():
+            return len(output.evalue) + sum(map(len, output.traceback))
+        case Display():
+            is_picture = output.preview or any(kind.startswith("image/") for kind in output.data)
+            return SMALL_CHARACTERS + 1 if is_picture else output.size
 
 
 def render(result: CellResult, output_bytes: int, check: Check, *, one_shot: bool = False) -> CallToolResult:
@@ -119,7 +137,7 @@ def _remarks(result: CellResult) -> list[str]:
 def _text_piece(output: Output) -> _Text:
     if isinstance(output, Stream):
         return _Text(unmarked(clean(settle(strip_ansi(output.head + output.tail)))), output.dropped)
-    return _Text(unmarked(clean(brief(output) if isinstance(output, Error) else bundle_text(output.data))))
+    return _Text(unmarked(clean(settle(brief(output) if isinstance(output, Error) else bundle_text(output.data)))))
 
 
 def recorded_text(outputs: list[dict[str, Any]]) -> str:
@@ -129,11 +147,11 @@ def recorded_text(outputs: list[dict[str, Any]]) -> str:
         if output["output_type"] == "stream":
             parts.append(settle(strip_ansi(output["text"])))
         elif output["output_type"] == "error":
-            parts.append(brief(Error(output["ename"], output["evalue"], output["traceback"])))
+            parts.append(settle(brief(Error(output["ename"], output["evalue"], output["traceback"]))))
         elif image := next((mime_type for mime_type in IMAGE_TYPES if mime_type in output["data"]), ""):
             parts.append(f"[{image}]")
         else:
-            parts.append(bundle_text(output["data"]))
+            parts.append(settle(bundle_text(output["data"])))
     return unmarked(clean("\n".join(part.rstrip("\n") for part in parts)))
 
 

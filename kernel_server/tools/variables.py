@@ -10,7 +10,7 @@ from pydantic import Field
 
 from kernel_server.kernels.changes import Look, Variable
 from kernel_server.sessions.session import Session
-from kernel_server.text import clean, counted, cut_middle, one_line
+from kernel_server.text import clean, counted, cut_middle, one_line, settle
 from kernel_server.tools.boundary import KernelMCPServer
 from kernel_server.tools.code import check_encodable
 from kernel_server.tools.notes import session_result
@@ -47,7 +47,7 @@ def _running(session: Session) -> str:
 
 
 def _text(look: Look) -> str:
-    return f"[{clean(look.error)}]" if look.error else clean(look.text).rstrip("\n")
+    return f"[{clean(settle(look.error))}]" if look.error else clean(settle(look.text)).rstrip("\n")
 
 
 def _table(look: Look) -> str:

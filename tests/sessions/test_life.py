@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from kernel_server.hosts.controlled import ControlledHost
 from tests.driving import (
     Handle,
     Kit,
@@ -424,3 +425,19 @@ def _count_processes(uid: str) -> str:
         f"    if '\\nUid:\\t{uid}\\t' in status and '\\nState:\\tZ' not in status: count += 1\n"
         "count"
     )
+
+
+async def test_session_that_cannot_be_removed_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the host's answer was: `close_session` and the end of the server waited for ever, beyond cancelling."""
+
+    async def clear(self: ControlledHost, session_id: str) -> None:
+        raise OSError("what nobody has thought of")
+
+    async with serving(tmp_path, "local", PY_EXEC_PRELOAD="none", PY_EXEC_POOL="0") as kit:
+        session = await kit.init()
+        monkeypatch.setattr(ControlledHost, "clear", clear)
+        with anyio.fail_after(20):
+            assert (await session.call("close_session")).text
+        assert "There are no sessions." in (await kit.call("list_sessions")).text

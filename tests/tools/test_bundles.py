@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from kernel_server.kernels.outputs import MAX_TYPE, Display, output_of
 from kernel_server.tools.bundles import bundle_text
-from tests.driving import Handle
+from tests.driving import Handle, stopwatch
 
 pytestmark = pytest.mark.anyio
 
@@ -117,3 +118,26 @@ def test_what_cannot_be_shown_is_named(data: dict[str, Any], name: str) -> None:
 def test_text_beside_a_widget_is_enough(plain: str) -> None:
     """Issue 3: text where it says something, such as ipywidgets, tqdm, shapely."""
     assert bundle_text({"text/plain": plain, "application/vnd.jupyter.widget-view+json": {}}) == plain
+
+
+SLOW = {
+    "a type with a line end": {"application/" + "javascript" * 40_000 + "\n": "x"},
+    "a name without an end": {"text/plain": "<" + "a" * (31 << 20), "text/html": "x"},
+    "an address without an end": {"text/plain": "<a at 0x" + "a" * (31 << 20), "text/html": "x"},
+}
+
+
+@pytest.mark.parametrize("data", SLOW.values(), ids=SLOW.keys())
+def test_no_bundle_holds_the_interpreter(data: dict[str, Any]) -> None:
+    """A regular expression is one call: with a type of 400 KB, all sessions stood still for 40 s, in square time."""
+    with stopwatch() as passed:
+        bundle_text(data)
+    assert passed() < 1
+
+
+def test_longest_type_of_a_bundle() -> None:
+    """RFC 6838: 127 characters on each side; what is longer is none, and nobody reads it."""
+    data = {kind + "/" + "x" * (MAX_TYPE - 2): kind for kind in "ab"} | {"a/" + "x" * (MAX_TYPE - 1): "long"}
+    display = output_of("display_data", {"data": data})
+    assert isinstance(display, Display)
+    assert list(display.data.values()) == ["a", "b"]

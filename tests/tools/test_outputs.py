@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from kernel_server.tools.outputs import _search
 from tests.driving import Handle, Kit
 
 pytestmark = pytest.mark.anyio
@@ -79,3 +83,25 @@ async def test_very_many_short_outputs_are_cut_as_one_long_text(session: Handle)
     assert reply.output.endswith("0999")
     assert reply.result["truncated"]["text_bytes"] > 990_000
     assert "0500" in (await session.call("read_output", pattern="0500")).text
+
+
+LINES = "ab\n" * 500_000
+
+
+def test_search_keeps_only_the_page() -> None:
+    """A cell may display 16 million lines: as a list of those that were found they took more than 1 GB."""
+    tracemalloc.start()
+    try:
+        page, whole = _search(LINES, "B", 20, 10)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert page == "\n".join(f"{number}: ab" for number in range(1, 9))[20:30]
+    assert whole == sum(len(f"{number}: ab\n") for number in range(1, 500_001)) - 1
+
+
+@given(st.text("ab\r\n\x0b\u2028", max_size=30), st.integers(0, 20), st.integers(1, 20))
+def test_page_of_a_search_is_a_part_of_all_that_is_found(text: str, offset: int, limit: int) -> None:
+    """Lines are those of `str.splitlines`."""
+    found = "\n".join(f"{number}: {line}" for number, line in enumerate(text.splitlines(), 1) if "a" in line)
+    assert _search(text, "A", offset, limit) == (found[offset : offset + limit], len(found))
