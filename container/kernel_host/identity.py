@@ -257,6 +257,20 @@ def _living_processes(uid: int) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         real, _, saved, _ = status["Uid"].split()
-        if str(uid) in (real, saved) and status["State"].split()[0] not in "ZX":
+        if str(uid) in (real, saved) and _is_alive(name, status):
             found.append(int(name))
     return found
+
+
+def _is_alive(pid: str, status: dict[str, str]) -> bool:
+    """Whether it runs: its first thread may have ended before the others."""
+    if status["State"].split()[0] not in "ZX":
+        return True
+    if int(status.get("Threads", "0")) < 2:
+        return False
+    with suppress(OSError):  # it has ended
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError), open(f"/proc/{pid}/task/{task}/stat", encoding="utf-8", errors="replace") as file:
+                if file.read().rpartition(")")[2].split()[0] not in "ZX":
+                    return True
+    return False

@@ -76,6 +76,62 @@ while True:
 """,
 }
 
+# The same, by what shows in no process: only its own code knows.
+IN_MEMORY |= {
+    "a process whose first thread has ended": """
+code = '''
+import ctypes, os, threading, time
+def hold():
+    kept = []
+    while True:
+        kept.append(bytearray(b'x') * (4 << 20))
+        time.sleep(0.01)
+threading.Thread(target=hold).start()
+ctypes.CDLL(None).syscall({'x86_64': 60}.get(os.uname().machine, 93), 0)
+'''
+child = subprocess.Popen([sys.executable, '-c', code])
+time.sleep(30)
+""",
+    "events that nobody reads": """
+libc = ctypes.CDLL(None)
+os.mkdir('watched')
+names = [f'watched/{letter * 250}' for letter in 'ab']
+os.close(os.open(names[0], os.O_CREAT))
+queues = [libc.inotify_init1(os.O_NONBLOCK) for _ in range(100)]
+for queue in queues: libc.inotify_add_watch(queue, b'watched', 0xfff)
+for number in range(8200):
+    os.rename(names[number % 2], names[1 - number % 2])
+    time.sleep(0.0002)
+kept = bytearray(b'x') * 150_000_000
+time.sleep(30)
+""",
+    "shared memory that was given back": """
+spans = []
+while True:
+    spans.append(mmap.mmap(-1, 8 << 20))
+    for at in range(0, 8 << 20, 4096): spans[-1][at] = 1
+    spans[-1].madvise(mmap.MADV_DONTNEED)
+""",
+    "large pages in pipes": """
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.munmap.argtypes = libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.madvise.argtypes = [*libc.munmap.argtypes, ctypes.c_int]
+HUGE, pipes = 2 << 20, []
+while True:
+    pipes.append(os.pipe())
+    for _ in range(15):
+        start = libc.mmap(None, 2 * HUGE, 3, 0x22, -1, 0)
+        page = (start + HUGE - 1) // HUGE * HUGE
+        libc.madvise(page, HUGE, 14)
+        ctypes.memset(page, 1, HUGE)
+        if libc.vmsplice(pipes[-1][1], (ctypes.c_size_t * 2)(page, 4096), ctypes.c_ulong(1), 0) < 0:
+            raise OSError(ctypes.get_errno(), 'vmsplice')
+        libc.munmap(start, 2 * HUGE)
+""",
+}
+
 
 @pytest.fixture(scope="module")
 async def kit(docker_engine: None, anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Kit]:
@@ -131,6 +187,11 @@ remove('{at}/x')
     "many empty files": "locked('{at}/x'); [os.close(os.open(f'{at}/x/{n}', os.O_CREAT)) for n in range(16_000)]",
     "many folders": "[locked(f'{at}/x/{n}') for n in range(16_000)]",
 }
+# Those of users take inodes, as many as there are, of one file.
+ATTRIBUTES = """
+os.close(os.open('{at}/x', os.O_CREAT))
+for number in range(1_000): os.setxattr('{at}/x', f'user.{number}', bytes(60_000))
+"""
 # The look at all came to its end at the line of such a file.
 ODD_NAME = """
 odd = os.open('{at}/a\\x0bb\\r', os.O_RDWR | os.O_CREAT)
@@ -150,6 +211,15 @@ async def test_folders_in_memory_are_not_filled_by_one(kit: Kit, attacker: Handl
         assert f"files in {at}" in reply.text
         await bystander.value(f"os.close(fill('{at}/mine', 60 << 20)); os.unlink('{at}/mine')")
         assert await bystander.value("len(odd)") == "4096", "it has done nothing"
+
+
+@pytest.mark.parametrize("at", ["/tmp", "/dev/shm"])
+async def test_files_in_memory_have_no_attributes(kit: Kit, attacker: Handle, at: str) -> None:
+    """One file's attributes took all inodes of the folder: others could make no file there, and nobody was to blame."""
+    reply = await attacker.run(ATTRIBUTES.replace("{at}", at))
+    assert "Errno 95" in reply.text, reply.text
+    async with kit.session() as other:
+        assert await other.value(f"open('{at}/mine', 'w').close()\n1") == "1"
 
 
 ON_DISK = {
