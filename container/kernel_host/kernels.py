@@ -201,7 +201,7 @@ class KernelRequests:
         In a family that is all but what has the mark of a living relative: a mark that is nobody's is a stray's.
         """
         spared = {checkpoint.process.pid for checkpoint in session.checkpoints.values()}
-        others = {relative.mark for relative in self._sessions.relatives(session)}
+        others = {relative.mark for relative in self._sessions.living_relatives(session)}
         alone = not spared and not others
 
         def end() -> dict[str, Any]:
@@ -235,6 +235,8 @@ class KernelRequests:
             return {}
 
         def finish(_message: dict[str, Any]) -> None:
+            if session.pid is None:  # of no death it could be told any more
+                session.exceeded = None
             self._settle(session)
             done()
 
@@ -258,7 +260,7 @@ class KernelRequests:
         _end_kernel(session)
         for name in list(session.checkpoints):
             drop(session, name)
-        end, alone = self._ending(session), not self._sessions.relatives(session)
+        end, alone = self._ending(session), not self._sessions.living_relatives(session)
 
         def remove() -> dict[str, Any]:
             with cleaning.all_of_it() as attempt:
@@ -280,6 +282,11 @@ class KernelRequests:
                 self._clear_later(session)
                 why = message.get("error", {}).get("message", "its kernel has not ended yet")
                 reply({"error": {"code": "failed", "message": str(why)}})
+                return
+            session.emptied = True
+            if not alone and not self._sessions.living_relatives(session):  # they have gone at the same time: it is the last
+                self._settle(session)
+                self._clear(session, reply)
             else:
                 self._loop.help(None, self._sessions.release(session), forget, keep=(session.home,))
                 os.close(session.home)  # the helper has it, and so waits for what was large

@@ -64,6 +64,8 @@ class Workspaces:
                 self._measure(session, self._judge)
 
     def _measure(self, session: Session, take: Callable[[Session, OnDisk], None]) -> None:
+        if session.emptied:  # its folders are closed
+            return
         disk = os.stat(self._config.workspace_dir).st_dev
         uid, mark, private = session.uid or 0, self._sessions.distinguishing_mark(session), session.private
         self._measuring.add(session.handle)
@@ -85,7 +87,7 @@ class Workspaces:
         used = self._held(session, found)
         part = self._part_of_limit(used)
         # What stays was measured a moment ago, and may be found a bit larger: the same margin as for the limit.
-        if part <= max(1.0, session.stopped_at) * (1 + MARGIN) or session.pid is None:
+        if part <= max(1.0, session.stopped_at) * (1 + MARGIN) or session.exceeded is not None:
             session.stopped_at = min(part, session.stopped_at)
             return
         session.stopped_at = part

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import Handle, Kit, in_own_task, kernel_host_given, serving
+from tests.driving import Handle, Kit, eventually, in_own_task, kernel_host_given, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker, pytest.mark.one_container]
 
@@ -319,6 +319,82 @@ async def test_no_process_leaves_its_session(kit: Kit, attacker: Handle, lower: 
             assert await other.value(f"alive({pid})") == "False"
         assert (await kit.call("run_code", session_id=branch, code="1 + 1")).status == "ok", "its branch lives on"
         await kit.call("close_session", session_id=branch)
+
+
+OUTLIVES = {
+    "its first thread": """
+code = '''
+import ctypes, os, threading, time
+threading.Thread(target=time.sleep, args=(1000,)).start()
+ctypes.CDLL(None).syscall({'x86_64': 60}.get(os.uname().machine, 93), 0)
+'''
+for _ in range(3): subprocess.Popen([sys.executable, '-c', code], start_new_session=True)
+""",
+}
+COUNT = """
+import os, time
+def count(uid):
+    "Processes of a user that run, however short."
+    found = set()
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        for pid in filter(str.isdigit, os.listdir('/proc')):
+            try:
+                if os.stat(f'/proc/{pid}').st_uid == uid:
+                    for task in os.listdir(f'/proc/{pid}/task'):
+                        if open(f'/proc/{pid}/task/{task}/stat').read().rpartition(')')[2].split()[0] not in 'ZX': found.add(pid)
+            except OSError:
+                pass
+    return len(found)
+"""
+
+
+@pytest.mark.parametrize("start", OUTLIVES.values(), ids=OUTLIVES.keys())
+async def test_nothing_of_a_session_outlives_it_beside_a_relative(kit: Kit, attacker: Handle, start: str) -> None:
+    """What was not seen to run was not ended: it lived on until the branch was closed."""
+    async with kit.session() as other:
+        await other.value(COUNT)
+        uid = await attacker.value("os.getuid()")
+        assert not (await attacker.call("checkpoint")).is_error
+        reply = await attacker.call("branch_session")
+        assert reply.raw.meta is not None
+        (branch,) = reply.raw.meta["kernel_server/branches"]["session_ids"]
+        await attacker.value(f"{start}\n")
+        assert int(await other.value(f"count({uid})")) >= 3 + 3, "the control"
+        assert not (await attacker.call("rollback")).is_error
+        assert int(await other.value(f"count({uid})")) == 3, "its kernel, its checkpoint and its branch"
+        await attacker.value(f"{start}\n")
+        reply = await attacker.call("close_session")
+        assert "gone" in reply.text, reply.text
+        assert int(await other.value(f"count({uid})")) == 1
+        assert (await kit.call("run_code", session_id=branch, code="1 + 1")).status == "ok", "its branch lives on"
+        await kit.call("close_session", session_id=branch)
+
+
+async def test_session_without_a_kernel_is_looked_at(kit: Kit, attacker: Handle) -> None:
+    """Kernels that die unused are started again after a while only; what they had started held what it liked until then."""
+    code = (
+        "import os, subprocess, sys, time\n"
+        "fill = \"import os, time; held = [open(f'/dev/shm/{os.getpid()}-{n}', 'wb') for n in range(4)]; "
+        '[one.write(bytes(1 << 20)) for one in held for _ in range(60)]; [one.flush() for one in held]; time.sleep(60)"\n'
+        "subprocess.Popen([sys.executable, '-c', fill], start_new_session=True)\nos.kill(os.getpid(), 9)\n"
+    )
+    async with kit.session() as bystander:
+        await bystander.value(PRELUDE)
+        folder = "os.environ['IPYTHONDIR'] + '/profile_default/startup'"
+        await attacker.value(f"os.makedirs({folder}, exist_ok=True); _ = open({folder} + '/a.py', 'w').write({code!r}); 1")
+        await attacker.run("os.kill(os.getpid(), 9)", wait=0.1)
+        room = "def room(): return os.statvfs('/dev/shm').f_bavail * os.statvfs('/dev/shm').f_frsize"
+        await bystander.value(room)
+
+        async def is_full() -> bool:
+            return int(await bystander.value("room()")) < 30 << 20
+
+        async def has_room() -> bool:
+            return not await is_full()
+
+        await eventually(is_full)
+        await eventually(has_room, 5.0)
 
 
 async def test_checkpoint_after_a_large_output(attacker: Handle) -> None:
