@@ -382,7 +382,9 @@ async def test_session_without_a_kernel_is_looked_at(kit: Kit, attacker: Handle)
     async with kit.session() as bystander:
         await bystander.value(PRELUDE)
         folder = "os.environ['IPYTHONDIR'] + '/profile_default/startup'"
-        await attacker.value(f"os.makedirs({folder}, exist_ok=True); _ = open({folder} + '/a.py', 'w').write({code!r}); 1")
+        await attacker.value(
+            f"os.makedirs({folder}, exist_ok=True); _ = open({folder} + '/a.py', 'w').write({code!r}); 1"
+        )
         await attacker.run("os.kill(os.getpid(), 9)", wait=0.1)
         room = "def room(): return os.statvfs('/dev/shm').f_bavail * os.statvfs('/dev/shm').f_frsize"
         await bystander.value(room)
