@@ -284,7 +284,9 @@ class KernelRequests:
                 reply({"error": {"code": "failed", "message": str(why)}})
                 return
             session.emptied = True
-            if not alone and not self._sessions.living_relatives(session):  # they have gone at the same time: it is the last
+            if not alone and not self._sessions.living_relatives(
+                session
+            ):  # they have gone at the same time: it is the last
                 self._settle(session)
                 self._clear(session, reply)
             else:

@@ -47,7 +47,7 @@ class Workspaces:
         self._measuring: set[str] = set()
 
     def look(self, sessions: list[Session]) -> None:
-        """Measures those since whose last measurement much has been written."""
+        """Measures those since whose last measurement much has been written, and new ones, which may have written by now."""
         limit = self._config.workspace_bytes
         if not limit:
             return
@@ -58,7 +58,7 @@ class Workspaces:
             last = before.get(session.handle, left)
             last = _Left(max(left.bytes, last.bytes), max(left.files, last.files))
             written = last.bytes - left.bytes >= STEP * limit or last.files - left.files >= STEP * most_files
-            due = written and session.handle not in self._measuring
+            due = (written or session.handle not in before) and session.handle not in self._measuring
             self._left[session.handle] = left if due else last
             if due:
                 self._measure(session, self._judge)
@@ -80,6 +80,8 @@ class Workspaces:
             self._measuring.discard(session.handle)
             if "result" in message:
                 take(session, OnDisk(**message["result"]))
+            else:  # it could not be measured: again at the next look
+                self._left.pop(session.handle, None)
 
         self._loop.help(None, work, finish, keep=(session.home,))
 
