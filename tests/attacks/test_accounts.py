@@ -6,6 +6,7 @@ neighbour that holds much itself, in plain sight, and has done nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -369,6 +370,32 @@ async def test_nothing_of_a_session_outlives_it_beside_a_relative(kit: Kit, atta
         assert int(await other.value(f"count({uid})")) == 1
         assert (await kit.call("run_code", session_id=branch, code="1 + 1")).status == "ok", "its branch lives on"
         await kit.call("close_session", session_id=branch)
+
+
+# Each is gone before most looks at it. In machine code: clone(2) with CLONE_VM until it succeeds, and the parent exits.
+FLEEING = """
+code = 'b838000000bf1101000031f631d24d31d24d31c00f0585c07ee6bf00000000b83c0000000f05'
+for _ in range(3):
+    if not os.fork():
+        os.setsid()
+        run = mmap.mmap(-1, 4096, prot=7)
+        run.write(bytes.fromhex(code))
+        ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(run)))()
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the attack is in machine code")
+async def test_nothing_flees_from_a_rollback(kit: Kit, attacker: Handle) -> None:
+    """A look that found nothing was the last one: one of four rollbacks left some running."""
+    async with kit.session() as other:
+        await other.value(COUNT)
+        uid = await attacker.value("os.getuid()")
+        assert not (await attacker.call("checkpoint")).is_error
+        for _ in range(8):
+            await attacker.value(FLEEING)
+            assert int(await other.value(f"count({uid})")) > 10, "the control"
+            assert not (await attacker.call("rollback")).is_error
+            assert int(await other.value(f"count({uid})")) == 2, "its kernel and its checkpoint"
 
 
 async def test_session_without_a_kernel_is_looked_at(kit: Kit, attacker: Handle) -> None:
