@@ -4,7 +4,8 @@ Much of it only the session's own user may see. The kernel host looks with that 
 is in all else: nothing is forked when memory is short, and no process of the session can hinder the one who looks.
 
 What cannot be seen counts as hidden: a process that does not let itself be looked into, files that are on their way
-in a socket, many sockets and pipes, whose buffers nobody shows. Who hides something may hold anything.
+in a socket, many sockets and pipes, whose buffers nobody shows, events that nobody has read, shared memory that is mapped
+and was not touched. Who hides something may hold anything.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from __future__ import annotations
 import functools
 import math
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from . import identity, sockets
-from .trees import BLOCK, Key, look_into
-from .usage import own_memory, page_tables, read, shared_memory, stat_of
+from . import identity, sockets, unnamed
+from .trees import Key, look_into
+from .unnamed import Opened
+from .usage import living_task, own_memory, page_tables, read, shared_memory, stat_of
 
 IN_MEMORY = ("/dev/shm", "/tmp")  # noqa: S108 - the container's own, on tmpfs
 INODE_BYTES = 1 << 10  # of memory for each file on tmpfs, however small
 STARTSTACK = 25  # field of `stat_of`: the same for a process and what is forked from it
 MANY_BUFFERS = 512  # sockets and pipes of a session, each with up to some 100 KB; a pool of 64 processes has 200
+MUCH_UNSEEN = 32 << 20  # bytes that a session may hold beside what is measured, without being suspected
 
 Files = dict[Key, int]
 """Bytes of files by device and inode, so that none counts twice."""
@@ -92,15 +93,6 @@ class InMemory:
         return self._found[folder].get(user, {})
 
 
-@dataclass
-class _Open:
-    """What the descriptors of a session lead to."""
-
-    unlinked: Files = field(default_factory=dict)
-    buffers: set[Key] = field(default_factory=set)
-    in_flight: bool = False
-
-
 class Holdings:
     """Looks at one session, for a limited time: who has more than can be looked at hides something."""
 
@@ -125,11 +117,13 @@ class Holdings:
         """
         self._uid = uid
         self._pids = pids
+        self._tasks: list[int] | None = None
         self._disk = disk
         self._until = time.thread_time() + seconds
         self._in_memory = functools.cache(in_memory)
         self._buffers = buffers
-        self._opened: _Open | None = None
+        self._opened: Opened | None = None
+        self._mapped: dict[Key, int] | None = None
 
     def in_processes(self) -> Held:
         """What shows of what it holds of the container's memory at a short look."""
@@ -156,7 +150,7 @@ class Holdings:
         with identity.seeing_as(self._uid):
             opened = self._open()
             files = {key: size for key, size in opened.unlinked.items() if self._is_disk(key[0])}
-            files = {**self._mapped(self._disk), **files}
+            files = {**self._mapped_on(self._disk), **files}
             hidden = opened.in_flight or self._is_closed()
             for folder in folders:
                 named: dict[int, Files] = {}
@@ -196,11 +190,13 @@ class Holdings:
         held = sum(size for (device, _), size in files.items() if not self._is_disk(device))
         held += sum(size for _, size in shared_segments(self._uid))
         other = tables + self._buffers().get(self._uid, 0)
+        unseen = max(0, self._shared_elsewhere() - max(mapped))
+        most = private.most + other + held + sum(mapped) + unseen + self._open().unseen + self._open().repeated
         # What is mapped may be these very files.
-        return self._with_hidden(private.least + other + max(held, *mapped), private.most + other + held + sum(mapped))
+        return self._with_hidden(private.least + other + max(held, *mapped), most, unseen + self._open().unseen)
 
     def _files_on(self, device: int, folder: str) -> Held:
-        files = {**self._mapped(device), **self._open().unlinked, **self._named(folder)}
+        files = {**self._mapped_on(device), **self._open().unlinked, **self._named(folder)}
         held = sum(size for key, size in files.items() if key[0] == device)
         return self._with_hidden(held, held)
 
@@ -213,19 +209,27 @@ class Holdings:
     def _named(self, folder: str) -> Files:
         return self._in_memory().of(self._uid, folder)
 
-    def _with_hidden(self, least: int, most: float) -> Held:
+    def _with_hidden(self, least: int, most: float, unseen: int = 0) -> Held:
         opened = self._open()
         hides = opened.in_flight or len(opened.buffers) > MANY_BUFFERS or self._is_closed()
-        hides = hides or not self._in_memory().complete
+        hides = hides or unseen > MUCH_UNSEEN or not self._in_memory().complete
         return Held(least, math.inf if hides else most)
 
     def _is_disk(self, device: int) -> bool:
         return device == self._disk or os.major(device) != 0  # 0 is of no block device: tmpfs, memfd_create(2)
 
     def _processes(self) -> Iterator[int]:
-        for pid in self._pids:
+        if self._tasks is None:
+            self._tasks = list(self._living())
+        for pid in self._tasks:
             self._check_time()
             yield pid
+
+    def _living(self) -> Iterator[int]:
+        for pid in self._pids:
+            self._check_time()
+            with suppress(OSError, IndexError):
+                yield living_task(pid)
 
     def _is_closed(self) -> bool:
         """Whether one of its processes does not let itself be looked into: prctl(2), PR_SET_DUMPABLE."""
@@ -238,43 +242,24 @@ class Holdings:
                 continue
         return False
 
-    def _open(self) -> _Open:
-        """Files that only descriptors hold, such as temporary ones that were removed; sockets and pipes."""
+    def _open(self) -> Opened:
         if self._opened is None:
-            found = self._opened = _Open()
-            for pid in self._processes():
-                with suppress(OSError):
-                    for name in os.listdir(f"/proc/{pid}/fd"):
-                        with suppress(OSError):
-                            self._take(found, pid, name)
+            self._opened = unnamed.opened(self._processes(), self._check_time)
         return self._opened
 
-    def _take(self, found: _Open, pid: int, name: str) -> None:
-        status = os.stat(f"/proc/{pid}/fd/{name}")
-        key = status.st_dev, status.st_ino
-        if stat.S_ISREG(status.st_mode) and not status.st_nlink:
-            found.unlinked[key] = status.st_blocks * BLOCK
-        elif stat.S_ISSOCK(status.st_mode) and key not in found.buffers:
-            found.buffers.add(key)
-            found.in_flight = found.in_flight or _has_files_in_flight(pid, name)
-        elif stat.S_ISFIFO(status.st_mode):
-            found.buffers.add(key)
+    def _all_mapped(self) -> dict[Key, int]:
+        if self._mapped is None:
+            self._mapped = unnamed.mapped(self._processes(), self._check_time)
+        return self._mapped
 
-    def _mapped(self, device: int) -> Files:
-        """Files that were removed and are mapped, which needs no descriptor; as large as far as they are mapped."""
-        found: Files = {}
-        name = f"{os.major(device):02x}:{os.minor(device):02x}"
-        for pid in self._processes():
-            with suppress(OSError):
-                for line in read(f"/proc/{pid}/maps").split("\n"):
-                    if not line.endswith(" (deleted)"):
-                        continue
-                    span, _, offset, on, inode, *_ = line.split(maxsplit=5)
-                    if on == name:
-                        start, end = (int(address, 16) for address in span.split("-"))
-                        key = device, int(inode)
-                        found[key] = max(found.get(key, 0), int(offset, 16) + end - start)
-        return found
+    def _mapped_on(self, device: int) -> Files:
+        return {key: size for key, size in self._all_mapped().items() if key[0] == device}
+
+    def _shared_elsewhere(self) -> int:
+        """Bytes of memory that is mapped, without a name: mmap(2), MAP_SHARED and MAP_ANONYMOUS. How much of it there is,
+        Linux tells of what was touched only, and not of what was given back since.
+        """
+        return sum(size for (device, _), size in self._all_mapped().items() if not self._is_disk(device))
 
     def _check_time(self) -> None:
         if time.thread_time() > self._until:
@@ -283,12 +268,6 @@ class Holdings:
 
 class _TimeIsUpError(Exception):
     """No OSError, as TimeoutError would be."""
-
-
-def _has_files_in_flight(pid: int, name: str) -> bool:
-    """Whether descriptors wait in a socket: proc(5), fdinfo, `scm_fds` (Linux 5.6). In the end there is one that is open."""
-    waiting = read(f"/proc/{pid}/fdinfo/{name}").partition("\nscm_fds:")[2].split(maxsplit=1)
-    return bool(waiting) and waiting[0] != "0"
 
 
 def _at_least(sizes: list[int], inherited: int) -> int:

@@ -6,12 +6,13 @@ Nothing here is used by the `process_group` isolation, where every process is th
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 
 # The inode of the initial PID namespace is fixed: include/linux/proc_ns.h, PROC_PID_INIT_INO.
@@ -197,8 +198,7 @@ def kill_all_of_this_uid() -> None:
         PermissionError: this process is root, or not in a PID namespace of its own.
         TimeoutError: processes are left after KILL_DEADLINE_SECONDS.
     """
-    if 0 in os.getresuid() or os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID_NAMESPACE:
-        raise PermissionError("kill(-1) refused: not a session's UID in a PID namespace of our own")
+    _check_own_namespace()
     deadline = time.monotonic() + KILL_DEADLINE_SECONDS
     while True:
         with suppress(ProcessLookupError):
@@ -211,23 +211,36 @@ def kill_all_of_this_uid() -> None:
         time.sleep(0.002)
 
 
-def kill_all_but(marks: Collection[int], spared: Collection[int]) -> None:
+def _check_own_namespace() -> None:
+    if 0 in os.getresuid() or os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID_NAMESPACE:
+        raise PermissionError("kill(-1) refused: not a session's UID in a PID namespace of our own")
+
+
+def kill_all_but(marks: Collection[int], spared: Collection[int], lock: int) -> None:
     """SIGKILLs every process of the calling process's UID but those with one of the marks, and those that are spared.
 
     They are stopped first, so that none can start another one meanwhile. What has no mark at all is a helper of ours.
+
+    Args:
+        lock: a file for all who may do this at a time: they would stop each other.
 
     Raises:
         TimeoutError: processes are left after KILL_DEADLINE_SECONDS.
     """
     left_alone = {0, *marks}
+
+    def is_left_alone(pid: int) -> bool:
+        return pid in spared or _mark_of(pid) in left_alone
+
     deadline = time.monotonic() + KILL_DEADLINE_SECONDS
     stopped: set[int] = set()
     while time.monotonic() < deadline:
-        living = [
-            pid for pid in _living_processes(os.getuid()) if pid not in spared and _mark_of(pid) not in left_alone
-        ]
+        newest = _newest_process()
+        living = [pid for pid in _living_processes(os.getuid()) if not is_left_alone(pid)]
         if not living:
-            return
+            if _newest_process() == newest or not _kill_at_a_standstill(is_left_alone, lock):
+                return
+            continue
         fresh = [pid for pid in living if pid not in stopped]
         for pid in fresh or living:
             with suppress(ProcessLookupError):
@@ -236,6 +249,42 @@ def kill_all_but(marks: Collection[int], spared: Collection[int]) -> None:
         if not fresh:
             time.sleep(0.002)
     raise TimeoutError("some processes of the session could not be killed")
+
+
+def _kill_at_a_standstill(is_left_alone: Callable[[int], bool], lock: int) -> bool:
+    """Whether any had to be: a process that ends as soon as it has started the next one is rarely there when it is looked at.
+
+    So all of the UID stand still for some milliseconds, those that are left alone, too.
+    """
+    _check_own_namespace()
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    try:
+        standing = {pid for pid in _living_processes(os.getuid()) if _is_stopped(pid)}
+        with suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGSTOP)  # in one go, as no look is
+        found = False
+        for pid in _living_processes(os.getuid()):
+            if is_left_alone(pid):
+                number = 0 if pid in standing else signal.SIGCONT
+            else:
+                found, number = True, signal.SIGKILL
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return found
+    finally:
+        fcntl.lockf(lock, fcntl.LOCK_UN)
+
+
+def _is_stopped(pid: int) -> bool:
+    with suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        return file.read().rpartition(")")[2].split()[0] == "T"
+    return False
+
+
+def _newest_process() -> str:
+    """The number that was given last: proc(5), loadavg."""
+    with open("/proc/loadavg", encoding="ascii") as file:
+        return file.read().split()[-1]
 
 
 def _mark_of(pid: int) -> int:
@@ -257,6 +306,20 @@ def _living_processes(uid: int) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         real, _, saved, _ = status["Uid"].split()
-        if str(uid) in (real, saved) and status["State"].split()[0] not in "ZX":
+        if str(uid) in (real, saved) and _is_alive(name, status):
             found.append(int(name))
     return found
+
+
+def _is_alive(pid: str, status: dict[str, str]) -> bool:
+    """Whether it runs: its first thread may have ended before the others."""
+    if status["State"].split()[0] not in "ZX":
+        return True
+    if int(status.get("Threads", "0")) < 2:
+        return False
+    with suppress(OSError):  # it has ended
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError), open(f"/proc/{pid}/task/{task}/stat", encoding="utf-8", errors="replace") as file:
+                if file.read().rpartition(")")[2].split()[0] not in "ZX":
+                    return True
+    return False

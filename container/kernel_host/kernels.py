@@ -44,6 +44,7 @@ class KernelRequests:
         self._loop = loop
         self._on_death = on_death
         self._endings: Counter[str] = Counter()  # of sessions whose processes are being ended, how often at a time
+        self._lock = -1  # for helpers that make a UID's processes stand still
         self._waiting: dict[str, list[Callable[[], None]]] = {}  # for the end of these
 
     def wait_settled(self, handle: str, then: Callable[[], None]) -> bool:
@@ -193,22 +194,24 @@ class KernelRequests:
             else:  # the next request may be to start another one
                 session.on_end.append(done)
 
-        self._loop.help(session.uid, self._ending(session), finish)
+        self._loop.help(session.uid, self._ending(session), finish, keep=(self._lock,))
 
     def _ending(self, session: Session) -> Callable[[], dict[str, Any]]:
         """What a helper with the session's UID does: ends whatever the kernel has started, but no checkpoint.
 
         In a family that is all but what has the mark of a living relative: a mark that is nobody's is a stray's.
         """
+        if self._lock < 0 and session.uid is not None:
+            self._lock = os.open(self._config.staging_dir, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         spared = {checkpoint.process.pid for checkpoint in session.checkpoints.values()}
-        others = {relative.mark for relative in self._sessions.relatives(session)}
-        alone = not spared and not others
+        others = {relative.mark for relative in self._sessions.living_relatives(session)}
+        alone, lock = not spared and not others, self._lock
 
         def end() -> dict[str, Any]:
             if session.uid is not None and alone:
                 identity.kill_all_of_this_uid()
             elif session.uid is not None:
-                identity.kill_all_but(others, spared)
+                identity.kill_all_but(others, spared, lock)
             return {}
 
         return end
@@ -235,10 +238,12 @@ class KernelRequests:
             return {}
 
         def finish(_message: dict[str, Any]) -> None:
+            if session.pid is None:  # of no death it could be told any more
+                session.exceeded = None
             self._settle(session)
             done()
 
-        self._loop.help(session.uid, work, finish)
+        self._loop.help(session.uid, work, finish, keep=(self._lock,))
 
     def clear(self, request: dict[str, Any], reply: Reply) -> None:
         """Ends every process of the session and removes all that it owns; its UID is free again afterwards.
@@ -258,7 +263,7 @@ class KernelRequests:
         _end_kernel(session)
         for name in list(session.checkpoints):
             drop(session, name)
-        end, alone = self._ending(session), not self._sessions.relatives(session)
+        end, alone = self._ending(session), not self._sessions.living_relatives(session)
 
         def remove() -> dict[str, Any]:
             with cleaning.all_of_it() as attempt:
@@ -280,6 +285,13 @@ class KernelRequests:
                 self._clear_later(session)
                 why = message.get("error", {}).get("message", "its kernel has not ended yet")
                 reply({"error": {"code": "failed", "message": str(why)}})
+                return
+            session.emptied = True
+            if not alone and not self._sessions.living_relatives(
+                session
+            ):  # they have gone at the same time: it is the last
+                self._settle(session)
+                self._clear(session, reply)
             else:
                 self._loop.help(None, self._sessions.release(session), forget, keep=(session.home,))
                 os.close(session.home)  # the helper has it, and so waits for what was large
@@ -295,7 +307,7 @@ class KernelRequests:
             else:  # of its process Linux tells in a moment
                 session.on_end.append(lambda: finish(message))
 
-        self._loop.help(session.uid, remove, ended, keep=(session.home,))
+        self._loop.help(session.uid, remove, ended, keep=(session.home, self._lock))
 
     def _clear_later(self, session: Session) -> None:
         if session.clears_again:

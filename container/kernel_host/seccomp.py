@@ -32,6 +32,14 @@ ABSENT: dict[str, tuple[int | None, int | None]] = {
     "semget": (64, 190),
     "msgget": (68, 186),
     "mq_open": (240, 180),
+    "vmsplice": (278, 75),  # one page in a pipe keeps all the 2 MB that Linux has given out at once
+}
+# As on file systems which have none: those of files on tmpfs take memory, and inodes, that no look at files sees.
+UNSUPPORTED: dict[str, tuple[int | None, int | None]] = {
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "setxattrat": (463, 463),
 }
 REFUSED: dict[str, tuple[int | None, int | None]] = {
     "ptrace": (101, 117),
@@ -92,6 +100,8 @@ REFUSED: dict[str, tuple[int | None, int | None]] = {
     "sysfs": (139, None),
     "_sysctl": (156, None),
 }
+TABLES = ((ABSENT, errno.ENOSYS), (REFUSED, errno.EPERM), (UNSUPPORTED, errno.EOPNOTSUPP))
+CLONE_FILES, CLONE_THREAD, CLOSE_RANGE_UNSHARE = 0x400, 0x10000, 2  # clone(2), close_range(2)
 NAMESPACES = 0x7E020000  # clone(2): CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 # ioctl_tty(2): to type into the terminal of somebody else, and line disciplines, which Linux loads drivers for.
 TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423
@@ -109,6 +119,7 @@ _CALLS = {
     "socket": (41, 198),
     "socketpair": (53, 199),
     "clone": (56, 220),
+    "close_range": (436, 436),
     "ioctl": (16, 29),
     "setrlimit": (160, 164),
     "prlimit64": (302, 261),
@@ -185,14 +196,15 @@ def program(machine: str, network: str) -> bytes:
     made.add(_LOAD, _NUMBER)
     if machine == "x86_64":
         made.refuse_if(_AT_LEAST, _X32, errno.ENOSYS)
-    for calls, error in ((ABSENT, errno.ENOSYS), (REFUSED, errno.EPERM)):
+    for calls, error in TABLES:
         for numbers in calls.values():
             if (number := numbers[column]) is not None:
                 made.refuse_if(_EQUAL, number, error)
     for name, body in {
         "socket": _sockets(network),
         "socketpair": _sockets(network),
-        "clone": _new_namespaces(),
+        "clone": _new_tasks(),
+        "close_range": _own_descriptors(),
         "ioctl": _typing(),
         "setrlimit": _fixed_limit(),
         "prlimit64": _fixed_limit_of_any(),
@@ -228,10 +240,22 @@ def _sockets(network: str) -> _Program:
     return made
 
 
-def _new_namespaces() -> _Program:
+def _new_tasks() -> _Program:
+    """No namespaces; no threads with descriptors of their own, which do not show in their process's: proc(5)."""
     made = _Program()
     made.add(_LOAD, _argument(0))
     made.refuse_if(_ANY_BIT, NAMESPACES, errno.EPERM)
+    made.add(_AND, CLONE_THREAD | CLONE_FILES)
+    made.refuse_if(_EQUAL, CLONE_THREAD, errno.EPERM)
+    made.allow()
+    return made
+
+
+def _own_descriptors() -> _Program:
+    """Nor may a thread get them later: that flag is as unknown as before Linux 5.9."""
+    made = _Program()
+    made.add(_LOAD, _argument(2))
+    made.refuse_if(_ANY_BIT, CLOSE_RANGE_UNSHARE, errno.EINVAL)
     made.allow()
     return made
 

@@ -77,6 +77,7 @@ class Session:
         on_end: what waits for the end of its kernel.
         cleared: how often it was tried to remove all that it owns; from the first time on it takes no other request.
         clears_again: it will be tried once more.
+        emptied: its processes have ended, and its folders are empty: only they are still to be given back.
     """
 
     handle: str
@@ -99,6 +100,7 @@ class Session:
     on_end: list[Callable[[], None]] = field(default_factory=list)
     cleared: int = 0
     clears_again: bool = False
+    emptied: bool = False
 
     @property
     def uid(self) -> int | None:
@@ -248,6 +250,10 @@ class Sessions:
     def relatives(self, session: Session) -> list[Session]:
         """The other sessions of its family."""
         return [other for other in self if other.family is session.family and other is not session]
+
+    def living_relatives(self, session: Session) -> list[Session]:
+        """Those that still have processes, or may."""
+        return [other for other in self.relatives(session) if not other.emptied]
 
     def distinguishing_mark(self, session: Session) -> int:
         """The mark of its processes where its UID does not tell them from others; else 0."""

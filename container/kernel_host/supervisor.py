@@ -66,9 +66,9 @@ class Supervisor:
         self._resumes = self._next_memory = self._next_files = 0.0
 
     def next_tick(self) -> float | None:
-        """When to call `tick` at the latest (monotonic seconds); None while nothing runs."""
+        """When to call `tick` at the latest (monotonic seconds); None while there is no session."""
         watching = self._config.supervise and self._sessions.isolated
-        return self._last + TICK_SECONDS if watching and self._running() else None
+        return self._last + TICK_SECONDS if watching and self._watched() else None
 
     def tick(self) -> None:
         """Looks, if it is time to."""
@@ -84,15 +84,16 @@ class Supervisor:
     def _look(self, seconds: float, now: float) -> None:
         self._look_at_memory(seconds, now)
         self._decoys.place()
-        self._fairness.look(self._running())
+        self._fairness.look(self._watched())
         if now >= self._next_files:
             self._next_files = now + FILES_SECONDS
-            self._workspaces.look(self._running())
+            self._workspaces.look(self._watched())
             for folder in IN_MEMORY:
                 self._look_at_folder(folder)
 
-    def _running(self) -> list[Session]:
-        return [session for session in self._sessions if session.pid is not None and session.exceeded is None]
+    def _watched(self) -> list[Session]:
+        """All but those that are being stopped: what a kernel has started, or left in files, may outlive it."""
+        return [session for session in self._sessions if session.exceeded is None and not session.emptied]
 
     def _look_at_memory(self, seconds: float, now: float) -> None:
         memory = container_memory()
@@ -169,7 +170,7 @@ class Supervisor:
         pids = {uid: [pid for pid in found if pid not in helpers] for uid, found in processes_by_uid().items()}
         in_memory, buffers = cache(partial(InMemory, FILES_LOOK_SECONDS)), cache(sockets.bytes_by_user)
         held = []
-        for session in self._running():
+        for session in self._watched():
             uid = session.uid or 0
             own = with_mark(pids.get(uid, []), self._sessions.distinguishing_mark(session))
             holdings = Holdings(uid, own, disk, LOOK_SECONDS, in_memory=in_memory, buffers=buffers)

@@ -12,6 +12,7 @@ from .identity import mark_of
 PAGE = os.sysconf("SC_PAGE_SIZE")
 NO_LIMIT = 1 << 62  # cgroup v1 writes a number near 2**63 for it
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+ENDED = ("Z", "X", "x")  # states of a process, or thread: proc(5), stat
 
 
 def usage(uid: int | None, group: int | None, mark: int = 0) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def usage(uid: int | None, group: int | None, mark: int = 0) -> dict[str, Any]:
             if pid == os.getpid() or (mark and mark_of(pid) != mark):
                 continue
             if owner == uid if uid is not None else os.getpgid(pid) == group:
-                memory += _pss(pid)
+                memory += _pss(living_task(pid))
                 ticks += sum(ticks_of(pid))
                 count += 1
     return {"memory": memory, "cpu_seconds": ticks / CLOCK_TICKS, "processes": count}
@@ -101,6 +102,24 @@ def with_mark(pids: list[int], mark: int) -> list[int]:
 def stat_of(pid: int) -> list[str]:
     """proc(5), stat, from the third field on, the state."""
     return read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+
+
+def living_task(pid: int) -> int:
+    """The process, or where its first thread has ended, which then shows nothing any more, another one: its memory is theirs.
+
+    Raises:
+        OSError: it has ended.
+    """
+    if stat_of(pid)[0] not in ENDED:
+        return pid
+    tasks = map(int, os.listdir(f"/proc/{pid}/task"))
+    return next((task for task in tasks if task != pid and _is_alive(task)), pid)
+
+
+def _is_alive(task: int) -> bool:
+    with suppress(OSError, IndexError):
+        return stat_of(task)[0] not in ENDED
+    return False
 
 
 def own_memory(pid: int) -> int:

@@ -55,7 +55,7 @@ class Workspaces:
         self._rests: dict[str, float] = {}  # until when sessions are left alone by it
 
     def look(self, sessions: list[Session]) -> None:
-        """Measures those since whose last measurement much has been written, and in rounds those that have worked."""
+        """Measures those since whose last measurement much has been written, new ones, and in rounds those that have worked."""
         limit = self._config.workspace_bytes
         if not limit:
             return
@@ -69,7 +69,7 @@ class Workspaces:
             last = _Left(max(left.bytes, last.bytes), max(left.files, last.files))
             written = last.bytes - left.bytes >= STEP * limit or last.files - left.files >= STEP * most_files
             worked = session.uid in working and time.monotonic() >= self._rests.get(session.handle, 0.0)
-            due = (written or worked) and session.handle not in self._measuring
+            due = (written or worked or session.handle not in before) and session.handle not in self._measuring
             self._left[session.handle] = left if due else last
             if due:
                 self._measure(session, self._judge)
@@ -91,6 +91,8 @@ class Workspaces:
         return {uid for uid, spent in ticks.items() if spent != before.get(uid)}
 
     def _measure(self, session: Session, take: Callable[[Session, OnDisk], None]) -> None:
+        if session.emptied:  # its folders are closed
+            return
         disk = os.stat(self._config.workspace_dir).st_dev
         uid, mark, private = session.uid or 0, self._sessions.distinguishing_mark(session), session.private
         self._measuring.add(session.handle)
@@ -107,6 +109,8 @@ class Workspaces:
             self._rests[session.handle] = time.monotonic() + REST * (time.monotonic() - begun)
             if "result" in message:
                 take(session, OnDisk(**message["result"]))
+            else:  # it could not be measured: again at the next look
+                self._left.pop(session.handle, None)
 
         self._loop.help(None, work, finish, keep=(session.home,))
 
@@ -114,7 +118,7 @@ class Workspaces:
         used = self._held(session, found)
         part = self._part_of_limit(used)
         # What stays was measured a moment ago, and may be found a bit larger: the same margin as for the limit.
-        if part <= max(1.0, session.stopped_at) * (1 + MARGIN) or session.pid is None:
+        if part <= max(1.0, session.stopped_at) * (1 + MARGIN) or session.exceeded is not None:
             session.stopped_at = min(part, session.stopped_at)
             return
         session.stopped_at = part

@@ -6,12 +6,13 @@ neighbour that holds much itself, in plain sight, and has done nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.driving import Handle, Kit, in_own_task, kernel_host_given, serving
+from tests.driving import Handle, Kit, eventually, in_own_task, kernel_host_given, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker, pytest.mark.one_container]
 
@@ -76,6 +77,62 @@ while True:
 """,
 }
 
+# The same, by what shows in no process: only its own code knows.
+IN_MEMORY |= {
+    "a process whose first thread has ended": """
+code = '''
+import ctypes, os, threading, time
+def hold():
+    kept = []
+    while True:
+        kept.append(bytearray(b'x') * (4 << 20))
+        time.sleep(0.01)
+threading.Thread(target=hold).start()
+ctypes.CDLL(None).syscall({'x86_64': 60}.get(os.uname().machine, 93), 0)
+'''
+child = subprocess.Popen([sys.executable, '-c', code])
+time.sleep(30)
+""",
+    "events that nobody reads": """
+libc = ctypes.CDLL(None)
+os.mkdir('watched')
+names = [f'watched/{letter * 250}' for letter in 'ab']
+os.close(os.open(names[0], os.O_CREAT))
+queues = [libc.inotify_init1(os.O_NONBLOCK) for _ in range(100)]
+for queue in queues: libc.inotify_add_watch(queue, b'watched', 0xfff)
+for number in range(8200):
+    os.rename(names[number % 2], names[1 - number % 2])
+    time.sleep(0.0002)
+kept = bytearray(b'x') * 150_000_000
+time.sleep(30)
+""",
+    "shared memory that was given back": """
+spans = []
+while True:
+    spans.append(mmap.mmap(-1, 8 << 20))
+    for at in range(0, 8 << 20, 4096): spans[-1][at] = 1
+    spans[-1].madvise(mmap.MADV_DONTNEED)
+""",
+    "large pages in pipes": """
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.munmap.argtypes = libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.madvise.argtypes = [*libc.munmap.argtypes, ctypes.c_int]
+HUGE, pipes = 2 << 20, []
+while True:
+    pipes.append(os.pipe())
+    for _ in range(15):
+        start = libc.mmap(None, 2 * HUGE, 3, 0x22, -1, 0)
+        page = (start + HUGE - 1) // HUGE * HUGE
+        libc.madvise(page, HUGE, 14)
+        ctypes.memset(page, 1, HUGE)
+        if libc.vmsplice(pipes[-1][1], (ctypes.c_size_t * 2)(page, 4096), ctypes.c_ulong(1), 0) < 0:
+            raise OSError(ctypes.get_errno(), 'vmsplice')
+        libc.munmap(start, 2 * HUGE)
+""",
+}
+
 
 @pytest.fixture(scope="module")
 async def kit(docker_engine: None, anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Kit]:
@@ -131,6 +188,11 @@ remove('{at}/x')
     "many empty files": "locked('{at}/x'); [os.close(os.open(f'{at}/x/{n}', os.O_CREAT)) for n in range(16_000)]",
     "many folders": "[locked(f'{at}/x/{n}') for n in range(16_000)]",
 }
+# Those of users take inodes, as many as there are, of one file.
+ATTRIBUTES = """
+os.close(os.open('{at}/x', os.O_CREAT))
+for number in range(1_000): os.setxattr('{at}/x', f'user.{number}', bytes(60_000))
+"""
 # The look at all came to its end at the line of such a file.
 ODD_NAME = """
 odd = os.open('{at}/a\\x0bb\\r', os.O_RDWR | os.O_CREAT)
@@ -150,6 +212,15 @@ async def test_folders_in_memory_are_not_filled_by_one(kit: Kit, attacker: Handl
         assert f"files in {at}" in reply.text
         await bystander.value(f"os.close(fill('{at}/mine', 60 << 20)); os.unlink('{at}/mine')")
         assert await bystander.value("len(odd)") == "4096", "it has done nothing"
+
+
+@pytest.mark.parametrize("at", ["/tmp", "/dev/shm"])
+async def test_files_in_memory_have_no_attributes(kit: Kit, attacker: Handle, at: str) -> None:
+    """One file's attributes took all inodes of the folder: others could make no file there, and nobody was to blame."""
+    reply = await attacker.run(ATTRIBUTES.replace("{at}", at))
+    assert "Errno 95" in reply.text, reply.text
+    async with kit.session() as other:
+        assert await other.value(f"open('{at}/mine', 'w').close()\n1") == "1"
 
 
 ON_DISK = {
@@ -250,6 +321,110 @@ async def test_no_process_leaves_its_session(kit: Kit, attacker: Handle, lower: 
             assert await other.value(f"alive({pid})") == "False"
         assert (await kit.call("run_code", session_id=branch, code="1 + 1")).status == "ok", "its branch lives on"
         await kit.call("close_session", session_id=branch)
+
+
+OUTLIVES = {
+    "its first thread": """
+code = '''
+import ctypes, os, threading, time
+threading.Thread(target=time.sleep, args=(1000,)).start()
+ctypes.CDLL(None).syscall({'x86_64': 60}.get(os.uname().machine, 93), 0)
+'''
+for _ in range(3): subprocess.Popen([sys.executable, '-c', code], start_new_session=True)
+""",
+}
+COUNT = """
+import os, time
+def count(uid):
+    "Processes of a user that run, however short."
+    found = set()
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        for pid in filter(str.isdigit, os.listdir('/proc')):
+            try:
+                if os.stat(f'/proc/{pid}').st_uid == uid:
+                    for task in os.listdir(f'/proc/{pid}/task'):
+                        if open(f'/proc/{pid}/task/{task}/stat').read().rpartition(')')[2].split()[0] not in 'ZX': found.add(pid)
+            except OSError:
+                pass
+    return len(found)
+"""
+
+
+@pytest.mark.parametrize("start", OUTLIVES.values(), ids=OUTLIVES.keys())
+async def test_nothing_of_a_session_outlives_it_beside_a_relative(kit: Kit, attacker: Handle, start: str) -> None:
+    """What was not seen to run was not ended: it lived on until the branch was closed."""
+    async with kit.session() as other:
+        await other.value(COUNT)
+        uid = await attacker.value("os.getuid()")
+        assert not (await attacker.call("checkpoint")).is_error
+        reply = await attacker.call("branch_session")
+        assert reply.raw.meta is not None
+        (branch,) = reply.raw.meta["kernel_server/branches"]["session_ids"]
+        await attacker.value(f"{start}\n")
+        assert int(await other.value(f"count({uid})")) >= 3 + 3, "the control"
+        assert not (await attacker.call("rollback")).is_error
+        assert int(await other.value(f"count({uid})")) == 3, "its kernel, its checkpoint and its branch"
+        await attacker.value(f"{start}\n")
+        reply = await attacker.call("close_session")
+        assert "gone" in reply.text, reply.text
+        assert int(await other.value(f"count({uid})")) == 1
+        assert (await kit.call("run_code", session_id=branch, code="1 + 1")).status == "ok", "its branch lives on"
+        await kit.call("close_session", session_id=branch)
+
+
+# Each is gone before most looks at it. In machine code: clone(2) with CLONE_VM until it succeeds, and the parent exits.
+FLEEING = """
+code = 'b838000000bf1101000031f631d24d31d24d31c00f0585c07ee6bf00000000b83c0000000f05'
+for _ in range(3):
+    if not os.fork():
+        os.setsid()
+        run = mmap.mmap(-1, 4096, prot=7)
+        run.write(bytes.fromhex(code))
+        ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(run)))()
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the attack is in machine code")
+async def test_nothing_flees_from_a_rollback(kit: Kit, attacker: Handle) -> None:
+    """A look that found nothing was the last one: one of four rollbacks left some running."""
+    async with kit.session() as other:
+        await other.value(COUNT)
+        uid = await attacker.value("os.getuid()")
+        assert not (await attacker.call("checkpoint")).is_error
+        for _ in range(8):
+            await attacker.value(FLEEING)
+            assert int(await other.value(f"count({uid})")) > 10, "the control"
+            assert not (await attacker.call("rollback")).is_error
+            assert int(await other.value(f"count({uid})")) == 2, "its kernel and its checkpoint"
+
+
+async def test_session_without_a_kernel_is_looked_at(kit: Kit, attacker: Handle) -> None:
+    """Kernels that die unused are started again after a while only; what they had started held what it liked until then."""
+    code = (
+        "import os, subprocess, sys, time\n"
+        "fill = \"import os, time; held = [open(f'/dev/shm/{os.getpid()}-{n}', 'wb') for n in range(4)]; "
+        '[one.write(bytes(1 << 20)) for one in held for _ in range(60)]; [one.flush() for one in held]; time.sleep(60)"\n'
+        "subprocess.Popen([sys.executable, '-c', fill], start_new_session=True)\nos.kill(os.getpid(), 9)\n"
+    )
+    async with kit.session() as bystander:
+        await bystander.value(PRELUDE)
+        folder = "os.environ['IPYTHONDIR'] + '/profile_default/startup'"
+        await attacker.value(
+            f"os.makedirs({folder}, exist_ok=True); _ = open({folder} + '/a.py', 'w').write({code!r}); 1"
+        )
+        await attacker.run("os.kill(os.getpid(), 9)", wait=0.1)
+        room = "def room(): return os.statvfs('/dev/shm').f_bavail * os.statvfs('/dev/shm').f_frsize"
+        await bystander.value(room)
+
+        async def is_full() -> bool:
+            return int(await bystander.value("room()")) < 30 << 20
+
+        async def has_room() -> bool:
+            return not await is_full()
+
+        await eventually(is_full)
+        await eventually(has_room, 5.0)
 
 
 async def test_checkpoint_after_a_large_output(attacker: Handle) -> None:

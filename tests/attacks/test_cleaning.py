@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import AsyncIterator
+from functools import partial
 
+import anyio
 import pytest
 
 from tests.attacks.test_kernel_host import PIECES
@@ -110,3 +112,19 @@ async def test_what_cannot_be_removed_yet_keeps_its_user_id(kit: Kit, watcher: H
     await eventually(is_removed, 60.0)
     if "could not" not in reply.text:  # then it was true
         assert "gone" in reply.text
+
+
+async def test_last_two_of_a_family_leave_nothing(kit: Kit, watcher: Handle) -> None:
+    """Closed at the same time, each left to the other what only the last one removes; the UID was the next session's."""
+    closed = await kit.init()
+    assert not (await closed.call("checkpoint")).is_error
+    reply = await closed.call("branch_session")
+    assert reply.raw.meta is not None
+    (branch,) = reply.raw.meta["kernel_server/branches"]["session_ids"]
+    await closed.value(LEAVE)
+    uid = int(await closed.value("os.getuid()"))
+    assert len(await left(watcher, uid)) == 4, "the control: it is there before"
+    async with anyio.create_task_group() as tasks:
+        for session_id in (closed.session_id, branch):
+            tasks.start_soon(partial(kit.call, "close_session", session_id=session_id))
+    assert await left(watcher, uid) == []

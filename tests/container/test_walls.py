@@ -57,7 +57,7 @@ def call_errors() -> dict[str, int]:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
     errors = {}
-    for name, numbers in (seccomp.ABSENT | seccomp.REFUSED).items():
+    for name, numbers in (seccomp.ABSENT | seccomp.REFUSED | seccomp.UNSUPPORTED).items():
         if (number := numbers[MACHINES[MACHINE]]) is not None:
             bad = [ctypes.c_ulong(0xFFFFFFFFFFFFF000)] * 6
             errors[name] = ctypes.get_errno() if libc.syscall(ctypes.c_long(number), *bad) < 0 else 0
@@ -73,7 +73,7 @@ def test_filter_answers_each_call_as_its_table_says() -> None:
 
     assert in_child(filtered) == {
         name: error
-        for calls, error in ((seccomp.ABSENT, errno.ENOSYS), (seccomp.REFUSED, errno.EPERM))
+        for calls, error in seccomp.TABLES
         for name, numbers in calls.items()
         if numbers[MACHINES[MACHINE]] is not None
     }
@@ -130,6 +130,27 @@ def test_threads_and_processes_start_but_no_namespaces() -> None:
     assert in_child(tried) == [-1, errno.EPERM]
 
 
+def test_threads_share_their_descriptors() -> None:
+    """What a thread alone has open shows in /proc nowhere but at itself."""
+
+    def tried() -> list[int]:
+        libc = ctypes.CDLL(None, use_errno=True)
+        answers = [libc.syscall(ctypes.c_long(436), 900, 901, flag) for flag in (2, 0)]
+        return [*answers, ctypes.get_errno()]
+
+    def filtered() -> list[int]:
+        seccomp.install("none")
+        return tried()
+
+    assert in_child(filtered) == [-1, 0, errno.EINVAL]
+    assert in_child(tried)[:2] == [0, 0], "the control"
+    for machine, (clone, arch) in {"x86_64": (56, 0xC000003E), "aarch64": (220, 0xC00000B7)}.items():
+        code = seccomp.program(machine, "none")
+        assert decide(code, clone, arch, 0x10000 | 0x800 | 0x100) == 0x50000 | errno.EPERM
+        assert decide(code, clone, arch, 0x10000 | 0x800 | 0x400 | 0x100) == 0x7FFF0000
+        assert decide(code, clone, arch, signal.SIGCHLD) == 0x7FFF0000
+
+
 def decide(code: bytes, number: int, arch: int, *arguments: int) -> int:
     """What a filter says of a call: as Linux runs it (linux/filter.h)."""
     data = struct.pack("=iIQ6Q", number, arch, 0, *arguments, *[0] * (6 - len(arguments)))
@@ -161,7 +182,7 @@ def test_filters_of_both_machines_decide_alike(machine: str, arch: int, network:
     """Ours: the filter of the machine that this is not is run by hand."""
     code = seccomp.program(machine, network)
     allowed = 0x7FFF0000
-    for calls, error in ((seccomp.ABSENT, errno.ENOSYS), (seccomp.REFUSED, errno.EPERM)):
+    for calls, error in seccomp.TABLES:
         for name, numbers in calls.items():
             if (number := numbers[MACHINES[machine]]) is not None:
                 assert decide(code, number, arch) == 0x50000 | error, name
