@@ -23,6 +23,7 @@ from .usage import read, stat_of
 
 PARENT = 1  # field of `stat_of`
 RESTORE_SECONDS = 600.0  # many GB of files
+BEGIN_SECONDS = 30.0  # until a checkpoint has forked, on a slow, busy machine
 MAX_ANSWER_BYTES = 64 << 10  # of a kernel and its fork together, to a request for a checkpoint
 # Of what the processes tell: as much as tools show. In JSON, a character may take 12 bytes.
 MAX_REASONS, MAX_REASON, MAX_PATHS, MAX_PATH, MAX_NUMBER = 12, 500, 12, 200, 1 << 62
@@ -218,22 +219,37 @@ class BranchRequests:
 
         origin.forking += 1
 
+        def stop_waiting() -> None:
+            origin.forking -= 1
+            self._loop.selector.unregister(inbox.descriptor)
+
+        def give_up() -> None:
+            inbox.close()
+            line.close()  # which ends the fork
+            os.close(own)
+            reply({"error": {"code": "failed", "message": "the checkpoint could not be forked"}})
+
         def on_begun(_mask: int) -> None:
             begun = next(inbox.read(), None)
             if begun is None and not inbox.over:
                 return
-            origin.forking -= 1
-            self._loop.selector.unregister(inbox.descriptor)
-            if pid := self._fork_of(origin, begun or {}):
-                self._kernels.follow(session, pid, inbox, line, answer, RESTORE_SECONDS)
-                self._let_go_on(session, pid, line, own, is_branch=session is not origin)
-            else:
-                inbox.close()
-                line.close()
-                reply({"error": {"code": "failed", "message": "the checkpoint could not be forked"}})
+            stop_waiting()
+            pid = self._fork_of(origin, begun or {})
+            if not pid or session.pid is not None or session not in self._sessions or session.cleared:
+                give_up()
+                return
+            self._kernels.follow(session, pid, inbox, line, answer, RESTORE_SECONDS)
+            self._let_go_on(session, pid, line, own, is_branch=session is not origin)
             os.close(own)
 
+        def on_time(descriptor: int = inbox.descriptor) -> None:
+            key = self._loop.selector.get_map().get(descriptor)
+            if key is not None and key.data is on_begun:
+                stop_waiting()
+                give_up()
+
         self._loop.selector.register(inbox.descriptor, selectors.EVENT_READ, on_begun)
+        self._loop.call_later(BEGIN_SECONDS, on_time)
 
     def _let_go_on(self, session: Session, pid: int, line: Line, secrets: int, *, is_branch: bool) -> None:
         """Gives a branch's workspace its name, and its process the branch's mark: it waits for that, and can do neither."""

@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import NamedTuple
 
 from . import identity, sockets, unnamed
@@ -49,11 +49,7 @@ class OnDisk(NamedTuple):
 
 
 class InMemory:
-    """The files on the file systems in memory that all sessions have: of all users, seen in one go.
-
-    Attributes:
-        complete: whether all of them were.
-    """
+    """The files on the file systems in memory that all sessions have: of all users, seen in one go."""
 
     def __init__(self, seconds: float = math.inf) -> None:
         """Looks.
@@ -63,26 +59,34 @@ class InMemory:
         """
         self._until = time.thread_time() + seconds
         self._found: dict[str, dict[int, Files]] = {folder: {} for folder in IN_MEMORY}
-        self.complete = True
-        try:
-            for folder, found in self._found.items():
-                self._look(folder, found)
-        except _TimeIsUpError:
-            self.complete = False
+        self._unseen: set[int] = set()  # users of whose folders not all was seen
+        for folder, found in self._found.items():
+            self._look(folder, found)
 
     def _look(self, folder: str, found: dict[int, Files]) -> None:
-        """Each folder is looked into with the rights of whom it belongs to, if it is open to no one else."""
-        pending, tried = [(folder, os.geteuid())], set[tuple[str, int]]()
+        """Each folder is looked into with the rights of whom it belongs to."""
+        pending, tried = [(folder, os.lstat(folder).st_uid)], set[tuple[str, int]]()
         while pending:
-            one = pending.pop()
-            if one in tried:
-                self.complete = False
+            path, owner = pending.pop()
+            try:
+                with self._acting_as(owner):
+                    seen = look_into(path, found, self._check_time)
+            except _TimeIsUpError:
+                self._unseen |= {owner, *(other for _, other in pending)}
                 continue
-            tried.add(one)
-            with identity.seeing_as(one[1]):
-                seen = look_into(one[0], found, self._check_time)
-            self.complete = self.complete and seen.complete
-            pending += seen.closed if os.geteuid() == 0 else ()  # nobody else can become others
+            tried.add((path, owner))
+            if not seen.complete:
+                self._unseen.add(owner)
+            for other in seen.others:
+                if (
+                    other in tried
+                ):  # a folder in one of another user, in one of his, and so on: who moves them meanwhile?
+                    self._unseen.add(other[1])
+                else:
+                    pending.append(other)
+
+    def _acting_as(self, owner: int) -> AbstractContextManager[None]:
+        return identity.seeing_as(owner) if os.geteuid() == 0 else nullcontext()  # nobody else can become others
 
     def _check_time(self) -> None:
         if time.thread_time() > self._until:
@@ -91,6 +95,10 @@ class InMemory:
     def of(self, user: int, folder: str) -> Files:
         """A user's files there."""
         return self._found[folder].get(user, {})
+
+    def has_seen_all_of(self, user: int) -> bool:
+        """Whether none of that user's folders was missed."""
+        return user not in self._unseen
 
 
 class Holdings:
@@ -126,8 +134,9 @@ class Holdings:
         self._mapped: dict[Key, int] | None = None
 
     def in_processes(self) -> Held:
-        """What shows of what it holds of the container's memory at a short look."""
-        return self._look(self._private)._replace(most=math.inf)
+        """What shows of what it holds of the container's memory at a short look: in processes and in sockets."""
+        sent = self._buffers().get(self._uid, 0)
+        return Held(self._look(self._private).least + sent, math.inf)
 
     def in_memory(self) -> Held:
         """What it holds of the container's memory."""
@@ -155,7 +164,7 @@ class Holdings:
             for folder in folders:
                 named: dict[int, Files] = {}
                 seen = look_into(folder, named, self._check_time)
-                hidden = hidden or not seen.complete or bool(seen.closed)
+                hidden = hidden or not seen.complete or bool(seen.others)
                 for some in named.values():
                     files |= some
         return OnDisk(sum(files.values()), len(files), hidden)
@@ -212,7 +221,7 @@ class Holdings:
     def _with_hidden(self, least: int, most: float, unseen: int = 0) -> Held:
         opened = self._open()
         hides = opened.in_flight or len(opened.buffers) > MANY_BUFFERS or self._is_closed()
-        hides = hides or unseen > MUCH_UNSEEN or not self._in_memory().complete
+        hides = hides or unseen > MUCH_UNSEEN or not self._in_memory().has_seen_all_of(self._uid)
         return Held(least, math.inf if hides else most)
 
     def _is_disk(self, device: int) -> bool:

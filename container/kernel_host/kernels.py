@@ -279,25 +279,31 @@ class KernelRequests:
                         cleaning.empty_memory()
             return {}
 
+        def fail(why: str) -> None:
+            self._settle(session)
+            self._clear_later(session)
+            reply({"error": {"code": "failed", "message": why}})
+
         def finish(message: dict[str, Any]) -> None:
             if "error" in message or session.pid is not None:
-                self._settle(session)
-                self._clear_later(session)
-                why = message.get("error", {}).get("message", "its kernel has not ended yet")
-                reply({"error": {"code": "failed", "message": str(why)}})
+                fail(str(message.get("error", {}).get("message", "its kernel has not ended yet")))
                 return
             session.emptied = True
-            if not alone and not self._sessions.living_relatives(
-                session
-            ):  # they have gone at the same time: it is the last
+            # Relatives that were cleared at the same time have gone meanwhile: it is the last.
+            if not alone and not self._sessions.living_relatives(session):
                 self._settle(session)
                 self._clear(session, reply)
             else:
                 self._loop.help(None, self._sessions.release(session), forget, keep=(session.home,))
-                os.close(session.home)  # the helper has it, and so waits for what was large
 
         def forget(message: dict[str, Any]) -> None:
-            self._sessions.forget(session, returned=bool(message.get("result", {}).get("returned")))
+            became = message.get("result", {}).get("became")
+            if became is None or became == naming.FULL:
+                session.emptied = False
+                fail("a process of its family has put something into its folders")
+                return
+            os.close(session.home)
+            self._sessions.forget(session, returned=became == naming.WAITS)
             self._settle(session)
             reply({"result": {}})
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .sessions import Pair
 
 MAX_BYTES = 4096
+WAITS, REMOVED, FULL = "waits", "removed", "full"
 
 
 class Secrets(NamedTuple):
@@ -55,23 +56,28 @@ def name(waiting: str, sessions_dir: str, session_id: str, uid: int | None) -> s
     return path
 
 
-def unname(home: int, pair: Pair, *, keep: bool) -> bool:
+def unname(home: int, pair: Pair, uid: int | None, *, keep: bool) -> str:
     """The empty workspace waits again, as does the private folder, or both are removed; as kernel_host itself.
 
     Args:
         keep: they are to wait.
 
     Returns:
-        Whether they wait.
+        WAITS or REMOVED; or FULL, where they are not empty, and are the session's as before.
     """
     path = os.readlink(f"/proc/self/fd/{home}")
-    for folder in (path, pair.private):
+    folders = (path, pair.private)
+    for folder in folders:
         os.chown(folder, os.getuid(), os.getgid())
         os.chmod(folder, 0o700)
-    if keep and not os.listdir(home) and not os.listdir(pair.private):
+    if any(map(os.listdir, folders)):
+        for folder in folders:
+            if uid is not None:
+                os.chown(folder, uid, uid)
+        return FULL
+    if keep:
         os.rename(path, pair.waiting)
-        return True
-    for one in (path, pair.private):
-        with suppress(OSError):
-            os.rmdir(one)
-    return False
+        return WAITS
+    for folder in folders:
+        os.rmdir(folder)
+    return REMOVED

@@ -294,7 +294,7 @@ class Sessions:
         """What a helper of ours does with the session's folders, which its UID has emptied; see `forget`."""
 
         def body() -> dict[str, Any]:
-            return {"returned": naming.unname(session.home, session.pair, keep=session.shared)}
+            return {"became": naming.unname(session.home, session.pair, session.uid, keep=session.shared)}
 
         return body
 

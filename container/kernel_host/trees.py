@@ -224,16 +224,18 @@ class Seen(NamedTuple):
     """What there is in a folder that changes meanwhile, beside its files.
 
     Attributes:
-        closed: folders that the calling process may not open, and their owners.
+        others: folders in it that belong to others, and their owners.
         complete: whether all the rest was seen.
     """
 
-    closed: list[tuple[str, int]]
+    others: list[tuple[str, int]]
     complete: bool
 
 
 def look_into(top: str, files: dict[int, dict[Key, int]], check: Callable[[], None]) -> Seen:
-    """Looks at what is in a folder of live sessions. Folders of one's own that are locked up are opened meanwhile.
+    """Looks at what is in a folder of live sessions, and in all folders beneath that belong to the same user.
+
+    Nobody else can then move a folder while we are in it. Folders that are locked up are opened meanwhile.
 
     Args:
         files: takes, by owner, bytes on disk by inode.
@@ -247,17 +249,14 @@ def look_into(top: str, files: dict[int, dict[Key, int]], check: Callable[[], No
 
 def _collect(top: str, found: dict[int, dict[Key, int]], check: Callable[[], None]) -> Iterator[tuple[str, int]]:
     status = os.lstat(top)
-    device = status.st_dev
-    nodes, pending, owners = [_node(0, "", FOLDER, status)], [0], {0: status.st_uid}
+    device, owner = status.st_dev, status.st_uid
+    nodes, pending = [_node(0, "", FOLDER, status)], [0]
     with Descent(top, nodes, READ) as descent:
         while pending:
             number = pending.pop()
             try:
                 folder = descent.to(number)
-            except PermissionError:
-                yield f"{top}/{path_of(nodes, number)}", owners[number]
-                continue
-            except (FileNotFoundError, NotADirectoryError):  # removed or replaced meanwhile
+            except (FileNotFoundError, NotADirectoryError, PermissionError):  # removed or replaced meanwhile
                 continue
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -265,7 +264,10 @@ def _collect(top: str, found: dict[int, dict[Key, int]], check: Callable[[], Non
                     with suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
                         found.setdefault(status.st_uid, {})[key_of(status)] = status.st_blocks * BLOCK
-                        if _kind(status, device) == FOLDER:
-                            owners[len(nodes)] = status.st_uid
-                            pending.append(len(nodes))
-                            nodes.append(_node(number, entry.name, FOLDER, status))
+                        if _kind(status, device) != FOLDER:
+                            continue
+                        nodes.append(_node(number, entry.name, FOLDER, status))
+                        if status.st_uid == owner:
+                            pending.append(len(nodes) - 1)
+                        else:
+                            yield f"{top}/{path_of(nodes, len(nodes) - 1)}", status.st_uid

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from kernel_host.config import Config
+from kernel_host.naming import WAITS
 from kernel_host.sessions import Sessions
 
 BRANCHES = 4
@@ -23,7 +24,7 @@ def test_folders_for_branches_do_not_pile_up(tmp_path: Path) -> None:
         assert len(os.listdir(config.waiting_dir)) == number * (1 + BRANCHES)  # its own has no name yet
         assert all(os.path.isdir(folder) for one in begun for folder in sessions.later_folders(one))
         for session in begun:
-            sessions.forget(session, returned=sessions.release(session)()["returned"])
+            sessions.forget(session, returned=sessions.release(session)()["became"] == WAITS)
             os.close(session.home)
         sessions.prepare()
         counts.append([len(os.listdir(folder)) for folder in (config.waiting_dir, config.private_dir)])
