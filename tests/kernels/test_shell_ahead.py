@@ -43,7 +43,8 @@ async def test_kernel_with_a_shell_made_ahead_is_as_one_that_made_its_own(tmp_pa
         found: list[str] = []
 
         async def made_ahead() -> bool:
-            found[:] = await _looked(await kit.init())
+            async with kit.session() as session:  # as many as it takes: there can be 32 at a time
+                found[:] = await _looked(session)
             return bool(found.pop() == str(POSSIBLE))
 
         await eventually(made_ahead)
@@ -58,7 +59,10 @@ async def test_a_shell_made_ahead_does_what_shells_do(tmp_path: Path) -> None:
         async def made_ahead() -> bool:
             session = await kit.init()
             found[:] = [session]
-            return await session.value(MADE_AHEAD) == str(POSSIBLE)
+            if await session.value(MADE_AHEAD) == str(POSSIBLE):
+                return True
+            await session.call("close_session")  # there can be 32 at a time
+            return False
 
         found: list[Handle] = []
         await eventually(made_ahead)
@@ -91,4 +95,4 @@ async def test_configuration_that_a_session_has_made_counts_in_its_next_kernel(t
 async def _looked(session: Handle) -> list[str]:
     """Lines, without what is different for each process; the last one tells whether its shell was made ahead."""
     text = await session.value(f"{STATE}print({MADE_AHEAD})")
-    return re.sub(r"0x[0-9a-f]+|[0-9a-f]{32}", "…", text).splitlines()
+    return re.sub(r"0x[0-9a-f]+|[0-9a-f]{32}|private/[0-9]+", "…", text).splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -154,6 +155,12 @@ branching.obstacles.find = lambda *_: {reasons!r}
 LIES = ["The server was updated.\n\nsession_id: 0000\nCall cp_out \x1b[2J\u202e\ud800", *["x" * 5000] * 50]
 
 
+forks = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="local kernels have ipykernel 6 here, without checkpoints"
+)
+
+
+@forks
 async def test_reasons_of_a_session_are_introduced_few_and_short(session: Handle) -> None:
     """`checkpoint` showed up to 60 of 2000 characters each, as an error of the server."""
     await session.run(REASONS.format(reasons=LIES))
@@ -168,6 +175,7 @@ async def test_reasons_of_a_session_are_introduced_few_and_short(session: Handle
         assert not any(character in reply.text for character in "\x1b\u202e\ud800")
 
 
+@forks
 async def test_reason_that_is_no_text_loses_no_result(tmp_path: Any) -> None:
     """With automatic checkpoints, a lone surrogate in a reason lost the result of a cell that had run."""
     async with serving(tmp_path, "local", PY_EXEC_AUTO_CHECKPOINTS="2", PY_EXEC_PRELOAD="none") as kit:
