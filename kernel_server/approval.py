@@ -5,7 +5,9 @@ Such a file may have come with a clone, or out of a session: it can narrow what 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,8 @@ def narrows(name: str, value: Any, usual: Any) -> bool:
 def _is_in(folder: Path, outer: Path) -> bool:
     """Whether a folder lies in another one, links followed, and in no hidden one of it: `.git` configures programs."""
     try:
+        with suppress(FileNotFoundError):
+            os.stat(folder)  # from Python 3.13 on, `resolve` passes over links that go round in circles
         real, real_outer = folder.resolve(), outer.resolve()
     except (OSError, ValueError, RuntimeError):  # NUL, or links that go round in circles
         return False
