@@ -49,19 +49,20 @@ class BranchRequests:
             raise Refused(f"there is a checkpoint {name} already")
         if len(session.checkpoints) >= MAX_CHECKPOINTS:
             raise Refused(f"a session can have {MAX_CHECKPOINTS} checkpoints")
-        ours, theirs = Line.pair()
-        inbox, writer = Inbox.pipe(MAX_ANSWER_BYTES)
-        try:
-            limit = self._config.workspace_bytes
-            session.line.send({"checkpoint": name, "limit": limit}, [theirs.fileno(), writer])
-        except OSError as error:
-            ours.close()
-            inbox.close()
-            raise Refused("the session's kernel takes no requests: its code holds it up") from error
-        finally:
-            theirs.close()
-            os.close(writer)
-        self._await(session, name, ours, inbox, reply)
+        with ExitStack() as ours, ExitStack() as theirs:  # as in `_become`
+            line, its = Line.pair()
+            ours.callback(line.close)
+            theirs.callback(its.close)
+            inbox, writer = Inbox.pipe(MAX_ANSWER_BYTES)
+            ours.callback(inbox.close)
+            theirs.callback(os.close, writer)
+            try:
+                limit = self._config.workspace_bytes
+                session.line.send({"checkpoint": name, "limit": limit}, [its.fileno(), writer])
+            except OSError as error:
+                raise Refused("the session's kernel takes no requests: its code holds it up") from error
+            ours.pop_all()
+        self._await(session, name, line, inbox, reply)
 
     def _await(self, session: Session, name: str, line: Line, inbox: Inbox, reply: Reply) -> None:
         """The kernel says that it has forked, and the fork that it is ready."""
